@@ -1,0 +1,1 @@
+//! NSM attestation documents: decode, verify, appraise. No I/O, no clock.

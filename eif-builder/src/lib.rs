@@ -1,0 +1,1 @@
+//! Reproducible enclave images and their measurements.

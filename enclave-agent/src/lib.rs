@@ -1,0 +1,1 @@
+//! Fetches an enclave's application keys from a dstack KMS.

@@ -1,0 +1,1 @@
+//! The dstack KMS wire protocol: messages, attestation encodings, derivations. No I/O.

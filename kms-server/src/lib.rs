@@ -1,0 +1,1 @@
+//! A KMS that interoperates with dstack-kms.

@@ -1,0 +1,1 @@
+//! A Nitro Security Module in software that signs under a local root.

@@ -1,0 +1,1 @@
+//! RA-TLS client and server configurations for rustls.
