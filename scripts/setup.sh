@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs what a fresh Debian or Ubuntu with Rust lacks for building and testing. Sourced by the other scripts.
+#
+#   need COMMAND PACKAGE…   installs the Debian packages unless COMMAND is there
+set -euo pipefail
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+need() {
+  local command=$1
+  shift
+  command -v "$command" >/dev/null && return
+  if ! command -v apt-get >/dev/null; then
+    echo "error: $command is missing, and this system has no apt-get to install it with" >&2
+    echo "hint: install it by hand: $*" >&2
+    return 1
+  fi
+  echo "installing $*" >&2
+  as_root apt-get update -qq >&2
+  DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq "$@" >&2
+}
+
+need_rust() {
+  if ! command -v cargo >/dev/null; then
+    echo "error: cargo is missing" >&2
+    echo "hint: install Rust from https://rustup.rs and run this again" >&2
+    return 1
+  fi
+  # aws-lc-rs builds C and assembly.
+  need cc build-essential
+}

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Builds the project and runs every test. With --all also what continuous integration asks for: formatting, lints,
+# documentation, dependency policy and shell scripts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/setup.sh
+. scripts/setup.sh
+
+all=false
+case "${1:-}" in
+  "") ;;
+  --all) all=true ;;
+  *)
+    echo "usage: $0 [--all]" >&2
+    exit 2
+    ;;
+esac
+
+need_rust
+
+step() { printf '\n== %s\n' "$*" >&2; }
+
+if $all; then
+  need shellcheck shellcheck
+  step "shell scripts"
+  shellcheck -x .ci/run scripts/*.sh
+  step "formatting"
+  cargo fmt --all --check
+  step "lints"
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  step "documentation"
+  RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+  step "dependency policy"
+  command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+  cargo deny --locked check bans licenses sources
+  # The advisory database is a git repository on another host. Where that host cannot be reached, say so and go on:
+  # the other checks do not depend on it.
+  if git ls-remote -q https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then
+    cargo deny --locked check advisories
+  else
+    echo "skipped: advisories, because the advisory database cannot be reached from here" >&2
+  fi
+fi
+
+step "tests"
+if command -v cargo-nextest >/dev/null; then
+  cargo nextest run --workspace --locked
+  cargo test --workspace --locked --doc
+else
+  cargo test --workspace --locked
+fi
+
+if $all; then
+  step "clean tree"
+  if [ -n "$(git status --porcelain)" ]; then
+    git status --short >&2
+    echo "error: the tests left files behind" >&2
+    exit 1
+  fi
+fi
