@@ -1,13 +1,13 @@
 //! `keyferry`: one command for the whole trip.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-use crate::exit::Exit;
+use command_line::{Exit, Failure};
 
 mod commands;
-mod exit;
 
 /// Carries application keys from a dstack KMS into AWS Nitro Enclaves.
 #[derive(Parser)]
@@ -20,18 +20,13 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {}
 
-#[expect(clippy::print_stderr, reason = "the last word on an error goes to the terminal")]
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(arguments.command) {
+    match run(Arguments::parse().command) {
         Ok(exit) => exit.into(),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            Exit::Internal.into()
-        }
+        Err(failure) => failure.report(),
     }
 }
 
-fn run(command: Command) -> anyhow::Result<Exit> {
+fn run(command: Command) -> Result<Exit, Failure> {
     match command {}
 }
