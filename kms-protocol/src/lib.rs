@@ -1,1 +1,16 @@
 //! The dstack KMS wire protocol: messages, attestation encodings, derivations. No I/O.
+//!
+//! Section numbers in this crate's comments refer to the byte-exact description of the protocol that it was written
+//! from (`kms-protocol`); the numbers are kept so that a reader of both finds the rule.
+
+#![forbid(unsafe_code)]
+
+pub mod derive;
+pub mod ids;
+pub mod report_data;
+mod secret;
+#[cfg(test)]
+mod vectors;
+pub mod wire;
+
+pub use ids::{AppId, InstanceId};
