@@ -5,8 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod app_info;
+pub mod attestation_encoding;
+pub mod cert;
+pub mod csr;
 pub mod derive;
 pub mod ids;
+pub mod nitro;
 pub mod report_data;
 mod secret;
 #[cfg(test)]
