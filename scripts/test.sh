@@ -35,7 +35,7 @@ if $all; then
   cargo deny --locked check bans licenses sources
   # The advisory database is a git repository on another host. Where that host cannot be reached, say so and go on:
   # the other checks do not depend on it.
-  if git ls-remote -q https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then
+  if GIT_TERMINAL_PROMPT=0 timeout 20 git ls-remote -q https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; then
     cargo deny --locked check advisories
   else
     echo "skipped: advisories, because the advisory database cannot be reached from here" >&2

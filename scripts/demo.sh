@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Shows the whole trip on this machine: a KMS, an emulated NSM, a proxy and the agent. Arguments go to `keyferry demo`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/setup.sh
+. scripts/setup.sh
+
+need_rust
+cargo build --locked --package cli
+exec "${CARGO_TARGET_DIR:-target}/debug/keyferry" demo "$@"
