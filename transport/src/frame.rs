@@ -183,9 +183,9 @@ mod tests {
     async fn both_flavours_agree_on_every_truncation() {
         let whole = frame(b"payload");
         for len in 0..=whole.len() {
-            let sync = read(&mut &whole[..len], 16);
-            let tokio = read_async(&mut &whole[..len], 16).await;
-            assert_eq!(format!("{sync:?}"), format!("{tokio:?}"), "at {len}");
+            let sync = read(&mut &whole[..len], 16).map_err(|e| io::Error::from(e).kind());
+            let tokio = read_async(&mut &whole[..len], 16).await.map_err(|e| io::Error::from(e).kind());
+            assert_eq!(sync, tokio, "at {len}");
         }
     }
 
