@@ -1,4 +1,4 @@
-//! Evidence of AWS Nitro Enclaves: decode, verify, appraise. No I/O, no clock.
+//! Evidence of AWS Nitro Enclaves (and, in [`tdx`], of Intel TDX): decode, verify, appraise. No I/O, no clock.
 //!
 //! ```text
 //! bytes ──AttestationDocument::decode──▶ AttestationDocument     well-formed; anybody can write one
@@ -44,6 +44,8 @@ mod pcr;
 mod policy;
 mod time;
 mod verify;
+
+pub mod tdx;
 
 pub use anchor::TrustAnchor;
 pub use cbor::CborFault;
