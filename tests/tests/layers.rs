@@ -9,6 +9,7 @@ use serde_json::Value;
 const LAYERS: &[(&str, u8)] = &[
     ("attestation", 0),
     ("kms-protocol", 0),
+    ("chain", 1),
     ("command-line", 1),
     ("nsm-emulator", 1),
     ("ratls", 1),

@@ -1,0 +1,28 @@
+//! Registration and authorisation on the dstack contracts.
+//!
+//! ```text
+//! reads    Endpoints ──view──▶ one block that k of n endpoints agree on ──Reader──▶ state of a contract
+//!                                                              └──Authorizer──▶ Decision about a boot info
+//! ```
+//!
+//! Endpoints are not trusted: each request has a deadline and a size limit, an endpoint on another chain or with an
+//! old head does not count, and a revert is told in the contract's words.
+
+#![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod boot_info;
+pub mod contracts;
+pub mod revert;
+pub mod rpc;
+
+
+mod authorizer;
+mod error;
+
+pub use authorizer::{Authorizer, ContractInfo, Decision};
+pub use error::{Error, Result};
+
+/// Chain id of local development chains (anvil, Hardhat). They make blocks on demand, so the age of their newest
+/// block says nothing.
+pub const LOCAL_CHAIN_ID: u64 = 31337;
