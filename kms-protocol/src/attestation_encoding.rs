@@ -14,8 +14,8 @@ mod v0;
 mod v1;
 
 pub use model::{
-    Attestation, Config, PcrValue, PlatformEvidence, RuntimeEvent, Stack, TdxEvent, TdxEvidence, TpmEvent,
-    TpmPlatform, TpmQuote,
+    Attestation, Config, ConfigError, PcrValue, PlatformEvidence, RuntimeEvent, Stack, TdxEvent, TdxEvidence,
+    TpmEvent, TpmPlatform, TpmQuote,
 };
 
 pub(crate) use msgpack::{Once as MsgpackOnce, Reader as MsgpackReader, Writer as MsgpackWriter};

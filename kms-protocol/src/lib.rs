@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app_info;
+pub mod app_keys;
 pub mod attestation_encoding;
 pub mod cert;
 pub mod csr;

@@ -88,3 +88,6 @@ pub fn empty_body(encoding: Encoding) -> &'static [u8] {
         Encoding::Protobuf => &[],
     }
 }
+
+#[cfg(test)]
+mod tests;

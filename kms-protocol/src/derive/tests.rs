@@ -16,23 +16,26 @@ fn derived_keys_are_frozen() {
     let mut secret = [0; 32];
     derive_dh_secret(roots.ca(), &[b"context one", b"context two"], &mut secret).unwrap();
     let disk = |instance| roots.disk_crypt_key(&APP, &instance).ok().unwrap();
-    let cases: [(&[u8; 32], &str); 6] = [
-        (&secret, "663afd58820be8ad645f9c035e93199d114ab16f738db62393bc1d7d623e8813"),
-        (disk(InstanceId::NONE).expose(), "14de7a7fd8bddf8e641a55ca97f043cac4344d175419f743940840f3a348f049"),
+    let cases: [([u8; 32], &str); 6] = [
+        (secret, "663afd58820be8ad645f9c035e93199d114ab16f738db62393bc1d7d623e8813"),
         (
-            disk(InstanceId::new([0x33; 20])).expose(),
+            disk(InstanceId::NONE).expose().to_owned(),
+            "14de7a7fd8bddf8e641a55ca97f043cac4344d175419f743940840f3a348f049",
+        ),
+        (
+            disk(InstanceId::new([0x33; 20])).expose().to_owned(),
             "1fef665a1667042d9d3e16305ac19dff2082d4fa6b0d27505bb9e6b7379bb58d",
         ),
         (
-            roots.env_crypt_key(&APP).ok().unwrap().expose(),
+            roots.env_crypt_key(&APP).ok().unwrap().expose().to_owned(),
             "a7470db8cfdd0fe24134b461d60766afa7c078abe6dce9f2c8a5c44034ca400e",
         ),
         (
-            roots.app_k256_key(&APP).ok().unwrap().expose(),
+            roots.app_k256_key(&APP).ok().unwrap().expose().to_owned(),
             "dae157edc7e9c0c5494a68c940bd24790d019fb47cd0bb22dc828409a0d47579",
         ),
         (
-            roots.app_ca_key(&APP).ok().unwrap().expose(),
+            roots.app_ca_key(&APP).ok().unwrap().expose().to_owned(),
             "5b779e0a9fe80b2e5866d94958daa1a4e29a183228b3f37acd7eae153e18a75f",
         ),
     ];
@@ -109,7 +112,9 @@ fn malformed_signatures_are_refused() {
     let root = roots.k256_public_key();
     let key = roots.app_k256_key(&APP).ok().unwrap();
     let good = *sign_app_key(&roots, &APP, &key.public_key().unwrap()).as_bytes();
-    let verify = |bytes: [u8; 65]| verify_app_key(&root, &APP, &key, &Signature(bytes)).unwrap_err();
+    let verify = |bytes: [u8; 65]| {
+        verify_app_key(&root, &APP, &key, &Signature::from_slice(&bytes).unwrap()).unwrap_err()
+    };
 
     let mut zero_r = good;
     zero_r[..32].fill(0);

@@ -29,7 +29,7 @@ pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
 }
 
 /// Serde functions for a `bytes` field: lowercase hex out; hex of either case with any number of `0x` in.
-pub(super) mod hex_bytes {
+pub(crate) mod hex_bytes {
     use std::fmt;
 
     use serde::de::{Error as _, Visitor};
