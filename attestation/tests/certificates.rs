@@ -1,5 +1,7 @@
 //! Chains that are wrong in one way each, and chains that are unusual and right.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+
 mod support;
 
 use attestation::{Error, TrustAnchor, UnixMillis};

@@ -1,5 +1,7 @@
 //! What the format leaves open must be accepted, and what is not signed may change without changing the verdict.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+
 mod support;
 
 use attestation::{AttestationDocument, Error, Pcr, PcrIndex, Policy, UnixMillis};

@@ -1,6 +1,8 @@
 //! Documents that are wrong in one way each, signed by a test PKI so that nothing but the one rule can refuse them, with
 //! the exact name of the refusal. And the other direction: every freedom the format has must be accepted.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+
 mod support;
 
 use support::cbor::{

@@ -1,5 +1,7 @@
 //! Real TDX quotes with their collateral, from `../shared/fixtures/tdx`; skipped where that folder is absent.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

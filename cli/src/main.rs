@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::{self, BufWriter};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -18,7 +19,10 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    #[command(subcommand)]
+    Attestation(commands::attestation::Command),
+}
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
@@ -28,5 +32,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<Exit, Failure> {
-    match command {}
+    match command {
+        Command::Attestation(command) => {
+            commands::attestation::run(command, &mut BufWriter::new(io::stdout().lock()), &mut io::stderr())
+        }
+    }
 }

@@ -1,1 +1,3 @@
 //! One module per noun.
+
+pub(crate) mod attestation;
