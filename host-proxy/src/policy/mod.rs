@@ -14,6 +14,7 @@ pub mod target;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use address::{AddressClass, canonical, classify};
 use rule::Rule;
@@ -32,7 +33,7 @@ pub enum Asker {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Its name in logs and metrics.
-    pub name: String,
+    pub name: Arc<str>,
     /// What it opens.
     pub rule: Rule,
     /// The context ids it is for; `None` is everybody on the listener.
@@ -46,7 +47,7 @@ pub struct Entry {
 impl Entry {
     /// An entry for everybody, named like the rule.
     pub fn new(rule: Rule) -> Self {
-        Self { name: rule.to_string(), rule, cids: None, check_sni: false, max_connections: None }
+        Self { name: rule.to_string().into(), rule, cids: None, check_sni: false, max_connections: None }
     }
 
     fn is_for(&self, asker: Asker) -> bool {
@@ -105,7 +106,7 @@ impl RuleSet {
         match &target.host {
             Host::Address(address) => {
                 let entry = self.judge(*address, target.port, asker, is_own, Named::ByAddress)?;
-                Ok(Admission::Address { address: *address, entry })
+                Ok(Admission::Address { address: *address, entry: entry.ok_or(Refusal::NoRule)? })
             }
             Host::Name(name) => {
                 let covers = |entry: &Entry| entry.rule.covers_name(name);
@@ -136,7 +137,7 @@ impl RuleSet {
         asker: Asker,
         is_own: impl Fn(IpAddr) -> bool,
         named: Named,
-    ) -> Result<usize, Refusal> {
+    ) -> Result<Option<usize>, Refusal> {
         let address = canonical(address);
         let class = match classify(address) {
             // Loopback and metadata are what they are on every machine; asking about the others costs a system call.
@@ -145,10 +146,10 @@ impl RuleSet {
             class => class,
         };
         if class == AddressClass::Public && named == Named::ByName {
-            return Ok(usize::MAX);
+            return Ok(None);
         }
         let opens = |entry: &Entry| entry.rule.opens_address(address, class);
-        self.pick(port, asker, opens).map_err(|refusal| match refusal {
+        self.pick(port, asker, opens).map(Some).map_err(|refusal| match refusal {
             Refusal::NoRule if class == AddressClass::Public => Refusal::NoRule,
             Refusal::NoRule if named == Named::ByAddress && !self.mentions(address, asker) => Refusal::NoRule,
             Refusal::NoRule => Refusal::Address { address, class },
@@ -197,13 +198,13 @@ pub enum Refusal {
     #[error("rule {rule} allows this host on other ports only")]
     Port {
         /// The rule's name.
-        rule: String,
+        rule: Arc<str>,
     },
     /// A rule would allow it for other context ids.
     #[error("rule {rule} allows this for other context ids only")]
     Cid {
         /// The rule's name.
-        rule: String,
+        rule: Arc<str>,
     },
     /// The address is special and no rule names it.
     #[error("{address} is {class} and no rule names it with this port")]
