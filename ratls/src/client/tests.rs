@@ -81,7 +81,7 @@ impl Kms {
         self_issued: SelfIssued,
         certificate: &Certificate,
         key: &KeyPair,
-    ) -> Result<Pair, Failure> {
+    ) -> Result<Pair, Box<Failure>> {
         let client = ClientConfigBuilder::new(self.pin()).with_time(Arc::new(FixedTime(NOW)));
         let client = client.build_with_certificate(certificate, key).unwrap();
         let server = self.server().with_self_issued(self_issued).build(&self.leaf(HOST), &self.key).unwrap();
@@ -115,7 +115,7 @@ fn handshake(
     client: rustls::ClientConfig,
     server: rustls::ServerConfig,
     host: &str,
-) -> Result<Pair, Failure> {
+) -> Result<Pair, Box<Failure>> {
     let name = ServerName::try_from(host.to_owned()).unwrap();
     let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
@@ -139,7 +139,7 @@ fn handshake(
         }
         let client_error = client.process_new_packets().err();
         if server_error.is_some() || client_error.is_some() {
-            return Err(Failure { client: client_error, server: server_error });
+            return Err(Box::new(Failure { client: client_error, server: server_error }));
         }
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
@@ -389,7 +389,7 @@ fn a_clients_evidence_for_another_key_is_found_out() {
     assert!(matches!(error, Error::NotBound), "{error}");
 }
 
-fn server_error(result: Result<Pair, Failure>) -> CertificateError {
+fn server_error(result: Result<Pair, Box<Failure>>) -> CertificateError {
     match result.err().and_then(|failure| failure.server) {
         Some(rustls::Error::InvalidCertificate(error)) => error,
         other => panic!("the server said {other:?}"),
