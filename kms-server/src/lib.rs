@@ -1,1 +1,35 @@
 //! A KMS that interoperates with dstack-kms.
+//!
+//! It serves the protocol that upstream's clients speak, over TLS with optional client certificates, and releases an
+//! app's keys to Nitro Enclaves whose evidence it has verified and whose image an [`authorise::Authoriser`] allows.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`config`] | kms.toml, checked |
+//! | [`store`] | the directory of keys: made once, never overwritten |
+//! | [`attest`] | from a client's certificate to verified evidence |
+//! | [`authorise`] | who decides: a policy file, a webhook |
+//! | `rpc`, `http` | the methods, and HTTP in front of them |
+//! | [`server`] | connections and their deadlines; [`Server::start`] runs it all in this process |
+//! | [`command`] | the command line |
+//!
+//! Order for `GetAppKey`: TLS, evidence, claims against evidence, authoriser, derivation. Each step consumes what the
+//! one before has proved, so none can be left out.
+
+#![forbid(unsafe_code)]
+
+pub mod attest;
+pub mod authorise;
+pub mod command;
+pub mod config;
+mod http;
+mod metrics;
+mod offload;
+mod rpc;
+pub mod server;
+pub mod store;
+mod text;
+
+pub use config::Config;
+pub use rpc::Clock;
+pub use server::{Server, ServerHandle, StartError};

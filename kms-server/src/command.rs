@@ -1,0 +1,138 @@
+//! The command line, for the program of its own and for others that offer it as a subcommand.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use command_line::{Exit, Failure};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::authorise::policy::Policy;
+use crate::config::{AuthoriserConfig, Config, Loaded};
+use crate::server::{Server, StartError};
+use crate::store::{self, Domain, Store};
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves keys until it is told to stop
+    Serve(Serve),
+    /// Reads the settings and what they name, says what is wrong with them, and changes nothing
+    Check(Check),
+    /// Makes the root keys of a new KMS; refuses where there are any
+    Bootstrap(Bootstrap),
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Settings that win over /etc/kms/kms.toml and ./kms.toml
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Settings that win over /etc/kms/kms.toml and ./kms.toml
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Arguments of `bootstrap`.
+#[derive(Debug, Args)]
+pub struct Bootstrap {
+    /// The directory to make the keys in (core.cert_dir)
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The name clients will reach the KMS by
+    #[arg(long, value_name = "NAME")]
+    pub domain: Domain,
+}
+
+/// Carries out `command`. `serve` returns when `shutdown` is cancelled and open requests have ended.
+///
+/// # Errors
+///
+/// A [`Failure`] with its exit code: 2 for unusable settings, 3 where keys are refused to be overwritten, 1 otherwise.
+pub async fn run(command: Command, shutdown: CancellationToken) -> Result<(), Failure> {
+    match command {
+        Command::Serve(arguments) => serve(arguments, shutdown).await,
+        Command::Check(arguments) => check(arguments),
+        Command::Bootstrap(arguments) => bootstrap(arguments).await,
+    }
+}
+
+async fn serve(arguments: Serve, shutdown: CancellationToken) -> Result<(), Failure> {
+    let Loaded { config, warnings, files } = load(arguments.config)?;
+    for file in files {
+        info!(file = %file.display(), "read settings");
+    }
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    let server = Server::start(config).await.map_err(start_failure)?;
+    tokio::select! {
+        () = shutdown.cancelled() => server.shutdown().await,
+        () = server.stopped() => {}
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn check(arguments: Check) -> Result<(), Failure> {
+    let Loaded { config, warnings, files } = load(arguments.config)?;
+    if let AuthoriserConfig::Policy { file } = &config.authoriser {
+        Policy::load(file).map_err(|error| Failure::new(Exit::Usage, error))?;
+    }
+    for file in files {
+        info!(file = %file.display(), "read settings");
+    }
+    for warning in &warnings {
+        warn!("{warning}");
+    }
+    info!(warnings = warnings.len(), "the settings are usable");
+    Ok(())
+}
+
+async fn bootstrap(arguments: Bootstrap) -> Result<(), Failure> {
+    let Bootstrap { dir, domain } = arguments;
+    let now = crate::server::system_clock();
+    let made = tokio::task::spawn_blocking(move || {
+        let store = Store::open(&dir)?;
+        store.bootstrap(&domain, now)?;
+        info!(directory = %dir.display(), %domain, "made new root keys; back up root-ca.key and root-k256.key");
+        Ok::<_, store::Error>(())
+    });
+    made.await.map_err(|error| Failure::new(Exit::Internal, error))?.map_err(store_failure)
+}
+
+fn load(file: Option<PathBuf>) -> Result<Loaded, Failure> {
+    Config::load(file.as_deref()).map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+fn start_failure(error: StartError) -> Failure {
+    match error {
+        StartError::Store(error) => store_failure(error),
+        StartError::Policy(_) | StartError::NitroRoot(_) => Failure::new(Exit::Usage, error),
+        other => Failure::new(Exit::Internal, other),
+    }
+}
+
+fn store_failure(error: store::Error) -> Failure {
+    match &error {
+        store::Error::NotBootstrapped { path } => {
+            let hint = format!("run `kms-server bootstrap --dir {} --domain NAME`", path.display());
+            Failure::new(Exit::Usage, error).with_hint(hint)
+        }
+        store::Error::AlreadyBootstrapped { .. }
+        | store::Error::HalfRoots { .. }
+        | store::Error::Orphan { .. }
+        | store::Error::Conflict { .. }
+        | store::Error::Mismatch { .. } => Failure::new(Exit::Refused, error),
+        store::Error::Locked { .. } => {
+            Failure::new(Exit::Internal, error).with_hint("stop the other KMS that uses this directory")
+        }
+        _ => Failure::new(Exit::Internal, error),
+    }
+}

@@ -1,0 +1,250 @@
+//! The shape of kms.toml, as serde reads it. Nothing here is checked; `super` does that.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct File {
+    pub(super) rpc: Rpc,
+    pub(super) core: Core,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Rpc {
+    pub(super) address: String,
+    pub(super) port: u16,
+    pub(super) tls: Tls,
+    pub(super) limits: BTreeMap<String, toml::Value>,
+}
+
+impl Default for Rpc {
+    fn default() -> Self {
+        Self { address: "0.0.0.0".into(), port: 8000, tls: Tls::default(), limits: BTreeMap::new() }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Tls {
+    pub(super) key: Option<PathBuf>,
+    pub(super) certs: Option<PathBuf>,
+    pub(super) mutual: Mutual,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Mutual {
+    pub(super) ca_certs: Option<PathBuf>,
+    pub(super) mandatory: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Core {
+    pub(super) cert_dir: PathBuf,
+    pub(super) subject_postfix: Option<String>,
+    pub(super) site_name: String,
+    pub(super) enforce_self_authorization: Option<bool>,
+    pub(super) attest_rpc_cert: Option<bool>,
+    pub(super) nitro_enclave_key_release: Option<bool>,
+    pub(super) sev_snp_key_release: bool,
+    pub(super) aws_nitro_tpm_key_release: bool,
+    pub(super) attestation: Attestation,
+    pub(super) image: Image,
+    pub(super) admin: Admin,
+    pub(super) metrics: Metrics,
+    pub(super) auth_api: AuthApi,
+    pub(super) onboard: Onboard,
+    pub(super) server: Server,
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        Self {
+            cert_dir: "/etc/kms/certs".into(),
+            subject_postfix: None,
+            site_name: String::new(),
+            enforce_self_authorization: None,
+            attest_rpc_cert: None,
+            nitro_enclave_key_release: None,
+            sev_snp_key_release: false,
+            aws_nitro_tpm_key_release: false,
+            attestation: Attestation::default(),
+            image: Image::default(),
+            admin: Admin::default(),
+            metrics: Metrics::default(),
+            auth_api: AuthApi::default(),
+            onboard: Onboard::default(),
+            server: Server::default(),
+        }
+    }
+}
+
+/// A misspelt key here could mean another trust anchor than the writer thinks, so there are no unknown ones.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Attestation {
+    pub(super) insecure_allow_external_trust_anchors: bool,
+    pub(super) urls: Urls,
+    pub(super) root_ca: RootCa,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Urls {
+    pub(super) pccs: Option<String>,
+    pub(super) amd_kds: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RootCa {
+    pub(super) tdx: Option<PathBuf>,
+    pub(super) gcp_tpm: Option<PathBuf>,
+    pub(super) aws_nitro_enclave: Option<PathBuf>,
+    pub(super) aws_nitro_tpm: Option<PathBuf>,
+    pub(super) sev_snp_milan: Option<PathBuf>,
+    pub(super) sev_snp_genoa: Option<PathBuf>,
+    pub(super) sev_snp_turin: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Image {
+    pub(super) verify: bool,
+    pub(super) cache_dir: Option<PathBuf>,
+    pub(super) download_url: Option<String>,
+    pub(super) download_timeout: Option<String>,
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self { verify: true, cache_dir: None, download_url: None, download_timeout: None }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Admin {
+    pub(super) enabled: bool,
+    pub(super) address: Option<String>,
+    pub(super) port: Option<u16>,
+    pub(super) auth_token: Option<String>,
+    pub(super) htpasswd_file: Option<String>,
+    pub(super) insecure_no_auth: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Metrics {
+    pub(super) enabled: bool,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct AuthApi {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) webhook: Webhook,
+    pub(super) policy: Policy,
+    pub(super) dev: Dev,
+    pub(super) danger_allow_dev: bool,
+}
+
+impl Default for AuthApi {
+    fn default() -> Self {
+        Self {
+            kind: "webhook".into(),
+            webhook: Webhook::default(),
+            policy: Policy::default(),
+            dev: Dev::default(),
+            danger_allow_dev: false,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Webhook {
+    pub(super) url: String,
+    pub(super) timeout: String,
+}
+
+impl Default for Webhook {
+    fn default() -> Self {
+        Self { url: "http://auth-api:8000".into(), timeout: "10s".into() }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Policy {
+    pub(super) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Dev {
+    pub(super) gateway_app_id: String,
+}
+
+impl Default for Dev {
+    fn default() -> Self {
+        Self { gateway_app_id: "any".into() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Onboard {
+    pub(super) enabled: bool,
+    pub(super) auto_bootstrap_domain: String,
+    pub(super) address: Option<String>,
+    pub(super) port: Option<u16>,
+}
+
+impl Default for Onboard {
+    fn default() -> Self {
+        Self { enabled: true, auto_bootstrap_domain: String::new(), address: None, port: None }
+    }
+}
+
+/// Keys of our own: how long the server waits and how much it takes. Unknown ones are an error.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Server {
+    pub(super) handshake_timeout: String,
+    pub(super) header_timeout: String,
+    pub(super) body_timeout: String,
+    pub(super) request_timeout: String,
+    pub(super) idle_timeout: String,
+    pub(super) shutdown_grace: String,
+    pub(super) max_connections: usize,
+    pub(super) max_verifications: usize,
+    pub(super) verification_queue: usize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: "10s".into(),
+            header_timeout: "10s".into(),
+            body_timeout: "20s".into(),
+            request_timeout: "30s".into(),
+            idle_timeout: "60s".into(),
+            shutdown_grace: "10s".into(),
+            max_connections: 2048,
+            max_verifications: 0,
+            verification_queue: 256,
+        }
+    }
+}

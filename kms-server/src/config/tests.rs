@@ -1,0 +1,136 @@
+use super::*;
+
+fn load(text: &str) -> (Config, Vec<String>) {
+    Config::from_toml(text).unwrap()
+}
+
+fn refuse(text: &str) -> String {
+    Config::from_toml(text).unwrap_err().to_string()
+}
+
+#[test]
+fn nothing_gives_upstreams_defaults() {
+    let (config, _) = load("");
+    assert_eq!(config.address, ("0.0.0.0".parse().unwrap(), 8000));
+    assert_eq!(config.cert_dir, Path::new("/etc/kms/certs"));
+    assert!(config.metrics && config.nitro_enclave_key_release);
+    assert!(config.nitro_root.is_none() && config.auto_bootstrap_domain.is_none());
+    assert!(matches!(config.authoriser, AuthoriserConfig::Webhook { .. }));
+}
+
+#[test]
+fn keys_of_older_generations_are_named_with_their_replacement() {
+    let (_, warnings) = load(
+        "[default]\nworkers = 8\n[core]\npccs_url = \"x\"\nadmin_token_hash = \"x\"\nfrobnicate = 1\n\
+         [core.onboard]\nquote_enabled = false",
+    );
+    for (key, replacement) in [
+        ("default", "never had an effect"),
+        ("core.pccs_url", "core.attestation.urls.pccs"),
+        ("core.admin_token_hash", "[core.admin]"),
+        ("core.frobnicate", "no such setting"),
+        ("core.onboard.quote_enabled", "core.attest_rpc_cert"),
+    ] {
+        assert!(
+            warnings.iter().any(|warning| warning.starts_with(key) && warning.contains(replacement)),
+            "{key}: {warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn misspelt_trust_settings_are_errors() {
+    for text in [
+        "[core.attestation]\ninsecure_allow_external_trust_anchor = true",
+        "[core.attestation.root_ca]\naws_nitro = \"x\"",
+        "[core.attestation.urls]\npccs_url = \"x\"",
+        "[core.server]\nhandshake = \"1s\"",
+    ] {
+        assert!(refuse(text).contains("unknown field"), "{text}");
+    }
+}
+
+#[test]
+fn checks_that_cannot_be_made_are_not_silently_left_out() {
+    for (text, key) in [
+        ("[core]\nenforce_self_authorization = true", "core.enforce_self_authorization"),
+        ("[core]\nattest_rpc_cert = true", "core.attest_rpc_cert"),
+        ("[core]\nsev_snp_key_release = true", "core.sev_snp_key_release"),
+        ("[core]\naws_nitro_tpm_key_release = true", "core.aws_nitro_tpm_key_release"),
+        ("[core.admin]\nenabled = true", "core.admin.enabled"),
+        ("[rpc.tls.mutual]\nmandatory = true", "rpc.tls.mutual.mandatory"),
+        ("[core.auth_api]\ntype = \"dev\"", "core.auth_api.type"),
+        ("[core.attestation.root_ca]\naws_nitro_enclave = \"/nowhere\"", "aws_nitro_enclave"),
+    ] {
+        assert!(refuse(text).contains(key), "{text}");
+    }
+}
+
+#[test]
+fn the_development_authoriser_has_to_be_asked_for_twice() {
+    let (config, warnings) = load("[core.auth_api]\ntype = \"dev\"\ndanger_allow_dev = true");
+    assert!(matches!(config.authoriser, AuthoriserConfig::DangerAllowAll { .. }));
+    assert!(!config.nitro_enclave_key_release, "enclaves need a third word");
+    assert!(warnings.iter().any(|warning| warning.starts_with("DANGER")));
+}
+
+#[test]
+fn values_are_checked() {
+    for (text, key) in [
+        ("[rpc]\naddress = \"localhost\"", "rpc.address"),
+        ("[rpc.tls]\nkey = \"/elsewhere/rpc.key\"", "rpc.tls.key"),
+        ("[rpc.limits]\nGetAppKey = \"many\"", "rpc.limits"),
+        ("[rpc.limits]\nGetAppKey = -1", "rpc.limits"),
+        ("[core.onboard]\nauto_bootstrap_domain = \"a_b\"", "auto_bootstrap_domain"),
+        ("[core.auth_api]\ntype = \"none\"", "core.auth_api.type"),
+        ("[core.auth_api]\ntype = \"policy\"", "core.auth_api.policy.file"),
+        ("[core.auth_api.webhook]\nurl = \"https://x\"", "core.auth_api.webhook.url"),
+        ("[core.auth_api.webhook]\nurl = \"http://u:p@x\"", "core.auth_api.webhook.url"),
+        ("[core.auth_api.webhook]\ntimeout = \"0s\"", "core.auth_api.webhook.timeout"),
+        ("[core.server]\nidle_timeout = \"10\"", "core.server.idle_timeout"),
+        ("[core.server]\nmax_connections = 0", "core.server.max_connections"),
+    ] {
+        assert!(refuse(text).contains(key), "{text}: {}", refuse(text));
+    }
+}
+
+#[test]
+fn body_limits_are_read_in_both_forms() {
+    let (config, _) = load("[rpc.limits]\nGetAppKey = \"1KiB\"\nGetMeta = 10");
+    assert_eq!(config.body_limits, [("GetAppKey".to_owned(), 1024), ("GetMeta".to_owned(), 10)].into());
+}
+
+#[test]
+fn layers_merge_key_by_key_and_json_is_read_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        read_layer(&path)
+    };
+    let mut merged = file("a.toml", "[rpc]\naddress = \"127.0.0.1\"\nport = 1").unwrap().unwrap();
+    merge(&mut merged, file("b.json", r#"{"rpc": {"port": 2}}"#).unwrap().unwrap());
+    let (config, _) = Config::from_table(merged).unwrap();
+    assert_eq!(config.address, ("127.0.0.1".parse().unwrap(), 2));
+    assert!(read_layer(&directory.path().join("missing.toml")).unwrap().is_none());
+    assert!(matches!(file("c.toml", "="), Err(ConfigError::Syntax { .. })));
+    assert!(matches!(file("d.json", "="), Err(ConfigError::Syntax { .. })));
+    assert!(matches!(Config::load(Some(Path::new("/nowhere/kms.toml"))), Err(ConfigError::Read { .. })));
+}
+
+#[test]
+fn another_root_needs_both_settings_and_a_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root.pem");
+    let text = format!(
+        "[core.attestation]\ninsecure_allow_external_trust_anchors = true\n\
+         [core.attestation.root_ca]\naws_nitro_enclave = \"{}\"",
+        root.display()
+    );
+    assert!(matches!(Config::from_toml(&text), Err(ConfigError::Read { .. })));
+    std::fs::write(&root, "not a certificate").unwrap();
+    assert!(matches!(Config::from_toml(&text), Err(ConfigError::Syntax { .. })));
+    let emulator = nsm_emulator::Emulator::new(nsm_emulator::Config::default()).unwrap();
+    std::fs::write(&root, emulator.root_pem()).unwrap();
+    assert_eq!(load(&text).0.nitro_root, Some(emulator.root_pem()));
+}

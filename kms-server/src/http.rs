@@ -1,0 +1,348 @@
+//! HTTP in front of the methods: routes, encodings, bodies and errors as upstream's clients know them (reference §1).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body, Incoming};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
+use hyper::http::request::Parts;
+use hyper::{Method as Verb, Request, Response, StatusCode};
+use kms_protocol::wire::webhook::bounded_reason;
+use kms_protocol::wire::{Encoding, ErrorBody, Method, RequestForm, Service, WireMessage};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tracing::{debug, error};
+use zeroize::Zeroizing;
+
+use crate::config::DEFAULT_BODY_LIMIT;
+use crate::rpc::{self, Kms};
+use crate::text::chain;
+
+const APP_VERSION: HeaderName = HeaderName::from_static("x-app-version");
+const VERSION: HeaderValue = HeaderValue::from_static(concat!("v", env!("CARGO_PKG_VERSION"), " (keyferry)"));
+/// Seconds after which a client that was sent away may try again.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+/// The unit in which memory for bodies is counted; the first one of each body is free.
+const BODY_UNIT: usize = 64 << 10;
+/// Units that all bodies in flight may hold together: 64 MiB.
+const BODY_UNITS: usize = 1024;
+/// Room for the longest answer, so that a buffer with keys in it never grows and leaves a copy behind.
+const ANSWER_CAPACITY: usize = 16 << 10;
+
+/// An answer; its buffer is wiped when it has been sent.
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// Answers the requests of all connections.
+pub(crate) struct Http {
+    pub(crate) kms: Arc<Kms>,
+    pub(crate) body_limits: BTreeMap<String, usize>,
+    pub(crate) metrics: bool,
+    /// For the whole body.
+    pub(crate) body_deadline: Duration,
+    /// From the last byte of the body to the first of the answer.
+    pub(crate) request_deadline: Duration,
+    body_memory: Arc<Semaphore>,
+}
+
+/// A request that ends in an error body.
+struct Failure {
+    status: StatusCode,
+    text: String,
+}
+
+impl Failure {
+    /// 400, which is what upstream answers to everything that goes wrong.
+    fn bad(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, text: text.into() }
+    }
+
+    /// 503, in the same shape.
+    fn busy(text: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, text: text.into() }
+    }
+}
+
+impl From<rpc::Error> for Failure {
+    fn from(error: rpc::Error) -> Self {
+        match error {
+            rpc::Error::Busy => Self::busy(error.to_string()),
+            _ => Self::bad(error.to_string()),
+        }
+    }
+}
+
+impl Http {
+    pub(crate) fn new(
+        kms: Arc<Kms>,
+        body_limits: BTreeMap<String, usize>,
+        metrics: bool,
+        body_deadline: Duration,
+        request_deadline: Duration,
+    ) -> Self {
+        let body_memory = Arc::new(Semaphore::new(BODY_UNITS));
+        Self { kms, body_limits, metrics, body_deadline, request_deadline, body_memory }
+    }
+
+    /// Answers one request of a client that presented `certificate` (DER), if any.
+    pub(crate) async fn answer(&self, request: Request<Incoming>, certificate: Option<&[u8]>) -> Answer {
+        let (parts, body) = request.into_parts();
+        let mut answer = match self.route(&parts) {
+            Route::Health => plain(StatusCode::OK, "text/plain; charset=utf-8", "OK"),
+            Route::Metrics => {
+                plain(StatusCode::OK, "text/plain; charset=utf-8", self.kms.metrics.render())
+            }
+            Route::Rpc(segment) => self.rpc(&parts, segment, body, certificate).await,
+            Route::None => not_found(&parts),
+        };
+        let headers = answer.headers_mut();
+        headers.insert(APP_VERSION, VERSION);
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        answer
+    }
+
+    fn route<'p>(&self, parts: &'p Parts) -> Route<'p> {
+        let reads = matches!(parts.method, Verb::GET | Verb::HEAD);
+        match parts.uri.path() {
+            "/health" if reads => Route::Health,
+            "/metrics" if reads && self.metrics => Route::Metrics,
+            path => match path.strip_prefix("/prpc/") {
+                Some(segment)
+                    if !segment.is_empty()
+                        && !segment.contains('/')
+                        && (reads || parts.method == Verb::POST) =>
+                {
+                    Route::Rpc(segment)
+                }
+                _ => Route::None,
+            },
+        }
+    }
+
+    async fn rpc(
+        &self,
+        parts: &Parts,
+        segment: &str,
+        body: Incoming,
+        certificate: Option<&[u8]>,
+    ) -> Answer {
+        let name = Service::Kms.bare_name(segment);
+        let method = Service::Kms.method(segment).filter(|method| is_served(*method));
+        let (answer, encoding) = self.call(parts, name, method, body, certificate).await;
+        let answer = match answer {
+            Ok(body) => success(encoding, body),
+            Err(failure) => {
+                debug!(method = bounded_reason(name), status = failure.status.as_u16(), error = failure.text);
+                refusal(encoding, &failure)
+            }
+        };
+        let label = method.map_or("unknown", Method::name);
+        // Upstream counts every call of these names, served or not.
+        let gated = ["GetAppKey", "GetKmsKey", "SignCert"].contains(&name);
+        self.kms.metrics.answered(label, gated, answer.status().as_u16());
+        answer
+    }
+
+    /// The answer's bytes or why there are none, and the encoding of either.
+    async fn call(
+        &self,
+        parts: &Parts,
+        name: &str,
+        method: Option<Method>,
+        body: Incoming,
+        certificate: Option<&[u8]>,
+    ) -> (Result<Zeroizing<Vec<u8>>, Failure>, Encoding) {
+        let query = parts.uri.query().unwrap_or_default();
+        let is_get = parts.method != Verb::POST;
+        // Upstream forgets the content type in errors before the method runs; clients may rely on it.
+        let early = RequestForm::of_early_error(is_get, query);
+        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let form = if is_get { RequestForm::of_get() } else { RequestForm::of_post(query, content_type) };
+
+        let body = if is_get { Ok(Received::default()) } else { self.read_body(name, body).await };
+        let body = match body {
+            Ok(body) => body,
+            Err(failure) => return (Err(failure), early),
+        };
+        let work = async {
+            let evidence = match certificate {
+                Some(certificate) => match self.kms.verify_client(certificate.to_vec()).await {
+                    Ok(evidence) => evidence,
+                    Err(error) => return (Err(self.refused(error)), early),
+                },
+                None => None,
+            };
+            let Some(method) = method else {
+                let name = bounded_reason(name);
+                return (Err(Failure::bad(format!("Service not found: {name}"))), form.response());
+            };
+            let message = Message { form, query, body: &body.bytes };
+            (self.dispatch(method, &message, evidence).await, form.response())
+        };
+        match timeout(self.request_deadline, work).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                error!(method = bounded_reason(name), "no answer within {:?}", self.request_deadline);
+                (Err(Failure::busy(format!("no answer within {:?}", self.request_deadline))), early)
+            }
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        method: Method,
+        message: &Message<'_>,
+        evidence: Option<crate::attest::ClientEvidence>,
+    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let encoding = message.form.response();
+        match method {
+            Method::GetAppKey => {
+                let request = message.decode()?;
+                let answer = self.kms.app_key(&request, evidence).await;
+                Ok(encode(encoding, &answer.map_err(|error| self.refused(error))?))
+            }
+            Method::GetAppEnvEncryptPubKey => {
+                let answer = self.kms.env_encrypt_public_key(&message.decode()?).await?;
+                Ok(encode(encoding, &answer))
+            }
+            Method::GetMeta => Ok(encode(encoding, &self.kms.meta())),
+            Method::GetTempCaCert => Ok(encode(encoding, &self.kms.temp_ca_cert())),
+            other => Err(Failure::bad(format!("Service not found: {}", other.name()))),
+        }
+    }
+
+    fn refused(&self, error: rpc::Error) -> Failure {
+        self.kms.metrics.refused(error.name());
+        error.into()
+    }
+
+    async fn read_body(&self, name: &str, body: Incoming) -> Result<Received, Failure> {
+        let limit = self.body_limits.get(name).copied().unwrap_or(DEFAULT_BODY_LIMIT);
+        match timeout(self.body_deadline, receive(body, limit, &self.body_memory)).await {
+            Ok(received) => received,
+            Err(_) => Err(Failure {
+                status: StatusCode::REQUEST_TIMEOUT,
+                text: format!("failed to read data: no end within {:?}", self.body_deadline),
+            }),
+        }
+    }
+}
+
+/// Methods this version has; the others are unknown to it.
+fn is_served(method: Method) -> bool {
+    matches!(
+        method,
+        Method::GetAppKey | Method::GetAppEnvEncryptPubKey | Method::GetMeta | Method::GetTempCaCert
+    )
+}
+
+enum Route<'p> {
+    Health,
+    Metrics,
+    /// The path segment that names the method.
+    Rpc(&'p str),
+    None,
+}
+
+/// Where the request message is.
+struct Message<'a> {
+    form: RequestForm,
+    query: &'a str,
+    body: &'a [u8],
+}
+
+impl Message<'_> {
+    fn decode<M: WireMessage>(&self) -> Result<M, Failure> {
+        let decoded = match self.form {
+            RequestForm::Query => M::decode_query(self.query),
+            RequestForm::Body(encoding) => M::decode_body(encoding, self.body),
+        };
+        decoded.map_err(|error| Failure::bad(bounded_reason(&chain(&error))))
+    }
+}
+
+/// A body and the memory it was granted.
+#[derive(Default)]
+struct Received {
+    bytes: Vec<u8>,
+    _memory: Vec<OwnedSemaphorePermit>,
+}
+
+async fn receive(mut body: Incoming, limit: usize, memory: &Arc<Semaphore>) -> Result<Received, Failure> {
+    let too_large = || Failure::bad("failed to read data: payload too large");
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large());
+    }
+    let mut received = Received::default();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Failure::bad(format!("failed to read data: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if received.bytes.len() + data.len() > limit {
+            return Err(too_large());
+        }
+        while (received.bytes.len() + data.len()) / BODY_UNIT > received._memory.len() {
+            let unit = Arc::clone(memory).try_acquire_owned();
+            received._memory.push(unit.map_err(|_| Failure::busy("too many large requests; try again"))?);
+        }
+        received.bytes.extend_from_slice(&data);
+    }
+    Ok(received)
+}
+
+/// Encodes into a buffer that is wiped, and large enough not to be moved.
+fn encode<M: WireMessage>(encoding: Encoding, message: &M) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(ANSWER_CAPACITY));
+    let written = match encoding {
+        Encoding::Json => serde_json::to_writer(&mut *bytes, message).is_ok(),
+        Encoding::Protobuf => message.encode(&mut *bytes).is_ok(),
+    };
+    debug_assert!(written, "messages always encode, and a vector has room");
+    bytes
+}
+
+fn success(encoding: Encoding, body: Zeroizing<Vec<u8>>) -> Answer {
+    plain(StatusCode::OK, encoding.content_type(), Bytes::from_owner(Wiped(body)))
+}
+
+/// Lets a response own bytes that are wiped after the last use.
+struct Wiped(Zeroizing<Vec<u8>>);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn refusal(encoding: Encoding, failure: &Failure) -> Answer {
+    let body = ErrorBody::new(failure.text.as_str()).encode_as(encoding);
+    let mut answer = plain(failure.status, encoding.content_type(), body);
+    if failure.status == StatusCode::SERVICE_UNAVAILABLE {
+        answer.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
+    }
+    answer
+}
+
+fn not_found(parts: &Parts) -> Answer {
+    let accept = parts.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let wants_json = accept.split(',').any(|item| {
+        item.split(';').next().is_some_and(|media_type| media_type.trim() == "application/json")
+    });
+    if wants_json {
+        let body = "{\n  \"error\": {\n    \"code\": 404,\n    \"reason\": \"Not Found\",\n    \
+                    \"description\": \"The requested resource could not be found.\"\n  }\n}";
+        return plain(StatusCode::NOT_FOUND, "application/json", body);
+    }
+    let body = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+                <title>404 Not Found</title>\n</head>\n<body>\n<h1>404: Not Found</h1>\n\
+                <p>The requested resource could not be found.</p>\n</body>\n</html>\n";
+    plain(StatusCode::NOT_FOUND, "text/html; charset=utf-8", body)
+}
+
+fn plain(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}

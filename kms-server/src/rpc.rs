@@ -1,0 +1,227 @@
+//! The methods of the KMS service: messages in, messages out, without HTTP.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use attestation::UnixMillis;
+use kms_protocol::derive::{
+    Error as DeriveError, sign_app_key, sign_env_public_key_v0, sign_env_public_key_v1,
+};
+use kms_protocol::wire::webhook::{AuthInfo, BootInfo};
+use kms_protocol::wire::{
+    AppId, AppKeyResponse, GetAppKeyRequest, GetMetaResponse, GetTempCaCertResponse, PublicKeyResponse,
+};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::attest::{self, AttestedClient, Attester, ClientEvidence};
+use crate::authorise::{Authoriser, Grant, Refusal};
+use crate::metrics::Metrics;
+use crate::offload::{Busy, Offload};
+use crate::store::Identity;
+use crate::text::chain;
+
+/// Reads the time.
+pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
+
+/// How often the authoriser is asked what it knows, for `GetMeta`; sooner after a failure.
+const DESCRIBE_INTERVAL: Duration = Duration::from_secs(60);
+const DESCRIBE_RETRY: Duration = Duration::from_secs(5);
+
+/// The KMS behind its protocol.
+pub(crate) struct Kms {
+    pub(crate) identity: Identity,
+    pub(crate) authoriser: Box<dyn Authoriser>,
+    pub(crate) attester: Attester,
+    pub(crate) nitro_enclave_key_release: bool,
+    pub(crate) offload: Offload,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    /// The authoriser's last description of itself; `GetMeta` never waits for a new one.
+    pub(crate) description: RwLock<Option<AuthInfo>>,
+}
+
+/// Why a method gives no answer. The text goes to the client.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("Unsupported API version: {0}")]
+    ApiVersion(u32),
+    #[error("App not allowed: No attestation provided")]
+    NoAttestation,
+    #[error(transparent)]
+    Attest(#[from] attest::Error),
+    #[error("App not allowed: key release to Nitro Enclaves is not enabled (core.nitro_enclave_key_release)")]
+    ReleaseDisabled,
+    #[error("App not allowed: {0}")]
+    Refused(#[from] Refusal),
+    #[error("app_id must be 20 bytes")]
+    AppId,
+    #[error("cannot derive keys: {0}")]
+    Derive(#[from] DeriveError),
+    #[error("too many requests; try again")]
+    Busy,
+}
+
+impl From<Busy> for Error {
+    fn from(_: Busy) -> Self {
+        Self::Busy
+    }
+}
+
+impl Error {
+    /// A stable name for logs and metrics.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::ApiVersion(_) => "api-version",
+            Self::NoAttestation => "no-attestation",
+            Self::Attest(error) => error.name(),
+            Self::ReleaseDisabled => "release-disabled",
+            Self::Refused(Refusal::Denied { .. }) => "denied",
+            Self::Refused(Refusal::Unavailable(_)) => "authoriser-unavailable",
+            Self::AppId => "app-id-length",
+            Self::Derive(_) => "derivation",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+impl Kms {
+    /// Verifies the evidence in a client's certificate, beside the async threads.
+    pub(crate) async fn verify_client(
+        self: &Arc<Self>,
+        certificate: Vec<u8>,
+    ) -> Result<Option<ClientEvidence>, Error> {
+        let kms = Arc::clone(self);
+        let now = (self.clock)();
+        let verified = self.offload.run(move || kms.attester.verify(&certificate, now)).await?;
+        Ok(verified?)
+    }
+
+    pub(crate) async fn app_key(
+        self: &Arc<Self>,
+        request: &GetAppKeyRequest,
+        evidence: Option<ClientEvidence>,
+    ) -> Result<AppKeyResponse, Error> {
+        if request.api_version > 1 {
+            return Err(Error::ApiVersion(request.api_version));
+        }
+        let (client, boot_info) =
+            evidence.ok_or(Error::NoAttestation)?.into_client(&request.vm_config)?;
+        if !self.nitro_enclave_key_release {
+            return Err(Error::ReleaseDisabled);
+        }
+        // Upstream asks before it checks the image; here the authoriser never hears of an image that was not measured.
+        let grant = self.authorise(&client, &boot_info).await?;
+        let app = client.app_id;
+        info!(%app, image = %client.os_image_hash, module_id = client.document.module_id(), "released app keys");
+        let kms = Arc::clone(self);
+        self.offload.run(move || kms.derive_app_keys(&client, grant)).await?
+    }
+
+    async fn authorise(&self, client: &AttestedClient, boot_info: &BootInfo) -> Result<Grant, Error> {
+        let answer = self.authoriser.authorise_app(client, boot_info).await;
+        if let Err(refusal) = &answer {
+            if matches!(refusal, Refusal::Unavailable(_)) {
+                self.metrics.authoriser_failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+            warn!(app = %client.app_id, image = %client.os_image_hash, %refusal, "keys refused");
+        }
+        Ok(answer?)
+    }
+
+    fn derive_app_keys(&self, client: &AttestedClient, grant: Grant) -> Result<AppKeyResponse, Error> {
+        let roots = &self.identity.roots;
+        let (app, instance) = (&client.app_id, &client.instance_id);
+        let k256_key = roots.app_k256_key(app)?;
+        let k256_signature = sign_app_key(roots, app, &k256_key.public_key()?);
+        Ok(AppKeyResponse {
+            ca_cert: self.identity.root_ca_pem.clone(),
+            disk_crypt_key: roots.disk_crypt_key(app, instance)?.expose().to_vec(),
+            env_crypt_key: roots.env_crypt_key(app)?.expose().to_vec(),
+            k256_key: k256_key.expose().to_vec(),
+            k256_signature: k256_signature.as_bytes().to_vec(),
+            tproxy_app_id: grant.gateway_app_id.clone(),
+            gateway_app_id: grant.gateway_app_id,
+            os_image_hash: client.os_image_hash.as_bytes().to_vec(),
+        })
+    }
+
+    pub(crate) async fn env_encrypt_public_key(
+        self: &Arc<Self>,
+        request: &AppId,
+    ) -> Result<PublicKeyResponse, Error> {
+        let app = kms_protocol::AppId::try_from(request.app_id.as_slice()).map_err(|_| Error::AppId)?;
+        let timestamp = (self.clock)().as_secs();
+        let kms = Arc::clone(self);
+        let derive = move || {
+            let roots = &kms.identity.roots;
+            let public_key = roots.env_crypt_key(&app)?.public_key();
+            Ok(PublicKeyResponse {
+                public_key: public_key.to_vec(),
+                signature: sign_env_public_key_v0(roots, &app, &public_key).as_bytes().to_vec(),
+                timestamp,
+                signature_v1: sign_env_public_key_v1(roots, &app, timestamp, &public_key).as_bytes().to_vec(),
+            })
+        };
+        self.offload.run(derive).await?
+    }
+
+    /// Answers at once, whatever the authoriser does.
+    pub(crate) fn meta(&self) -> GetMetaResponse {
+        let is_dev = self.authoriser.is_dev();
+        let description = self.description.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let described = description.as_ref();
+        GetMetaResponse {
+            ca_cert: self.identity.root_ca_pem.clone(),
+            allow_any_upgrade: is_dev,
+            k256_pubkey: self.identity.roots.k256_public_key().as_bytes().to_vec(),
+            bootstrap_info: self.identity.bootstrap_info.clone(),
+            is_dev,
+            gateway_app_id: described.map(|info| info.gateway_app_id.clone()),
+            kms_contract_address: described.map(|info| info.kms_contract_addr.clone()),
+            chain_id: described.map(|info| info.chain_id),
+            app_auth_implementation: described.map(|info| info.app_implementation.clone()),
+        }
+    }
+
+    pub(crate) fn temp_ca_cert(&self) -> GetTempCaCertResponse {
+        GetTempCaCertResponse {
+            temp_ca_cert: self.identity.temp_ca_pem.clone(),
+            temp_ca_key: self.identity.temp_ca_key_pem.to_string(),
+            ca_cert: self.identity.root_ca_pem.clone(),
+        }
+    }
+
+    /// Keeps `description` fresh until the future is dropped. A failure leaves the last one in place.
+    pub(crate) async fn describe_for_ever(&self) {
+        loop {
+            let pause = match self.authoriser.describe().await {
+                Ok(Some(info)) => {
+                    *self.description.write().unwrap_or_else(PoisonError::into_inner) = Some(bounded(info));
+                    DESCRIBE_INTERVAL
+                }
+                // Nothing to fetch, now or later.
+                Ok(None) => return,
+                Err(error) => {
+                    self.metrics.authoriser_failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    warn!(error = chain(&error), "the authoriser does not describe itself");
+                    DESCRIBE_RETRY
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+}
+
+/// The texts of a description, short enough to be repeated to every client.
+fn bounded(info: AuthInfo) -> AuthInfo {
+    let bound = |text: String| kms_protocol::wire::webhook::bounded_reason(&text);
+    AuthInfo {
+        status: bound(info.status),
+        kms_contract_addr: bound(info.kms_contract_addr),
+        gateway_app_id: bound(info.gateway_app_id),
+        chain_id: info.chain_id,
+        app_implementation: bound(info.app_implementation),
+        eth_rpc_url: info.eth_rpc_url.map(bound),
+    }
+}

@@ -1,0 +1,395 @@
+//! The server: from a [`Config`] to a listening KMS, and from an accepted connection to its end.
+//!
+//! Every connection holds one of a bounded number of places and has a deadline at each step: the handshake, the head
+//! of a request, its body, its answer, and the time without a request.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use attestation::UnixMillis;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls_pki_types::PrivateKeyDer;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+use transport::{BindOptions, Endpoint, Listener, Stream};
+
+use crate::attest::Attester;
+use crate::authorise::policy::{Policy, PolicyError};
+use crate::authorise::webhook::Webhook;
+use crate::authorise::{Authoriser, DangerAllowAll};
+use crate::config::{AuthoriserConfig, Config, Limits};
+use crate::http::Http;
+use crate::metrics::Metrics;
+use crate::offload::Offload;
+use crate::rpc::{Clock, Kms};
+use crate::store::{self, Identity, Recovery, Store};
+use crate::text::chain;
+
+/// Pause after an accept that failed, which is how running out of descriptors shows.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Longest head of a request.
+const MAX_HEAD: usize = 32 << 10;
+/// Requests that one h2 connection may have open.
+const MAX_STREAMS: u32 = 32;
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The directory of keys cannot be used.
+    #[error("the keys cannot be used")]
+    Store(#[from] store::Error),
+    /// The policy cannot be used.
+    #[error("the policy cannot be used")]
+    Policy(#[from] PolicyError),
+    /// The root for Nitro documents is not one.
+    #[error("the root for Nitro documents cannot be used")]
+    NitroRoot(#[source] attestation::Error),
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] ratls::Error),
+    /// The address cannot be bound.
+    #[error("cannot listen")]
+    Listen(#[from] transport::Error),
+    /// The system gave no address.
+    #[error("{0} has no socket address")]
+    Address(String),
+    /// A blocking task was lost.
+    #[error("a task of the start was lost")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// A KMS; [`start`](Server::start) makes one run.
+pub struct Server;
+
+/// A running KMS. Dropping the handle stops it without waiting.
+pub struct ServerHandle {
+    address: SocketAddr,
+    kms: Arc<Kms>,
+    shutdown: CancellationToken,
+    stopped: TaskTracker,
+    /// Keeps the directory locked as long as the server runs.
+    _store: Store,
+}
+
+impl Server {
+    /// Opens the keys (making them when the configuration says so), listens and serves in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; nothing is served then.
+    pub async fn start(config: Config) -> Result<ServerHandle, StartError> {
+        Self::start_at(config, Arc::new(system_clock)).await
+    }
+
+    /// As [`start`](Self::start), with another clock than the system's (certificates of clients are still checked
+    /// against that one).
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_at(config: Config, clock: Clock) -> Result<ServerHandle, StartError> {
+        let settings = config.clone();
+        let now = clock();
+        let (store, identity) =
+            tokio::task::spawn_blocking(move || open_keys(&settings, now)).await??;
+        let settings = config.authoriser.clone();
+        let authoriser = tokio::task::spawn_blocking(move || authoriser(settings)).await??;
+        let attester = Attester::new(config.nitro_root.as_deref()).map_err(StartError::NitroRoot)?;
+        let tls = tls_acceptor(&identity)?;
+
+        let (ip, port) = config.address;
+        let endpoint = Endpoint::Tcp { host: transport::TcpHost::Address(ip), port };
+        let listener = Listener::bind(&endpoint, BindOptions::default()).await?;
+        let address = match listener.endpoint() {
+            Endpoint::Tcp { host: transport::TcpHost::Address(ip), port } => SocketAddr::new(*ip, *port),
+            other => return Err(StartError::Address(other.to_string())),
+        };
+        let limits = config.limits;
+        let kms = Arc::new(Kms {
+            identity,
+            authoriser,
+            attester,
+            nitro_enclave_key_release: config.nitro_enclave_key_release,
+            offload: Offload::new(limits.max_verifications, limits.verification_queue),
+            metrics: Metrics::default(),
+            clock,
+            description: std::sync::RwLock::new(None),
+        });
+        let http =
+            Http::new(Arc::clone(&kms), config.body_limits, config.metrics, limits.body, limits.request);
+        let shutdown = CancellationToken::new();
+        let stopped = TaskTracker::new();
+        let describer = Arc::clone(&kms);
+        let stop = shutdown.clone();
+        stopped.spawn(async move { stop.run_until_cancelled(describer.describe_for_ever()).await });
+        let listening = Listening { listener, tls, http: Arc::new(http), limits, shutdown: shutdown.clone() };
+        stopped.spawn(listening.run());
+        stopped.close();
+        info!(%address, domain = %kms.identity.domain, "serving");
+        Ok(ServerHandle { address, kms, shutdown, stopped, _store: store })
+    }
+}
+
+impl ServerHandle {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// PEM of the root CA, which clients pin.
+    #[must_use]
+    pub fn root_ca_pem(&self) -> &str {
+        &self.kms.identity.root_ca_pem
+    }
+
+    /// The name in the server's certificate.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        self.kms.identity.domain.as_str()
+    }
+
+    /// The root k256 public key, compressed, which clients pin.
+    #[must_use]
+    pub fn k256_public_key(&self) -> [u8; 33] {
+        *self.kms.identity.roots.k256_public_key().as_bytes()
+    }
+
+    /// Stops accepting, lets open requests end within the configured grace, and returns when all is over. Cancel safe:
+    /// the server stops also when the future is dropped.
+    pub async fn shutdown(&self) {
+        self.shutdown.cancel();
+        self.stopped.wait().await;
+    }
+
+    /// Returns when the server has stopped, which nothing but [`shutdown`](Self::shutdown) makes it do. Cancel safe.
+    pub async fn stopped(&self) {
+        self.stopped.wait().await;
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// The system's clock.
+pub(crate) fn system_clock() -> UnixMillis {
+    #[expect(clippy::disallowed_methods, reason = "the server is the outermost layer; below it time is an argument")]
+    let now = std::time::SystemTime::now();
+    let millis = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis();
+    UnixMillis(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+fn open_keys(config: &Config, now: UnixMillis) -> Result<(Store, Identity), store::Error> {
+    let store = Store::open(&config.cert_dir)?;
+    match store.recovery() {
+        Recovery::Clean => {}
+        Recovery::Discarded => warn!("removed the remains of a bootstrap that had made no keys yet"),
+        Recovery::Finished => warn!("finished an interrupted bootstrap; its keys are in place"),
+    }
+    if let Some(domain) = &config.auto_bootstrap_domain
+        && !store.has_keys()?
+    {
+        store.bootstrap(domain, now)?;
+        info!(%domain, directory = %config.cert_dir.display(), "made new root keys");
+    }
+    let identity = store.load(config.auto_bootstrap_domain.as_ref(), now)?;
+    for file in &identity.renewed {
+        warn!(file, "was missing or about to expire; made again");
+    }
+    Ok((store, identity))
+}
+
+fn authoriser(config: AuthoriserConfig) -> Result<Box<dyn Authoriser>, PolicyError> {
+    Ok(match config {
+        AuthoriserConfig::Webhook { url, timeout } => Box::new(Webhook::new(url, timeout)),
+        AuthoriserConfig::Policy { file } => Box::new(Policy::load(&file)?),
+        AuthoriserConfig::DangerAllowAll { gateway_app_id } => Box::new(DangerAllowAll { gateway_app_id }),
+    })
+}
+
+fn tls_acceptor(identity: &Identity) -> Result<TlsAcceptor, StartError> {
+    let key = identity.rpc_key.to_pkcs8().map_err(store::Error::Key)?;
+    let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
+    let config = ratls::server::ServerConfigBuilder::new(identity.temp_ca.clone())?
+        .build_from_der(identity.rpc_certificate.clone(), key)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+struct Listening {
+    listener: Listener,
+    tls: TlsAcceptor,
+    http: Arc<Http>,
+    limits: Limits,
+    shutdown: CancellationToken,
+}
+
+impl Listening {
+    async fn run(self) {
+        let places = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
+        let open = TaskTracker::new();
+        while let Some(accepted) = self.shutdown.run_until_cancelled(self.listener.accept()).await {
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(error = chain(&error), "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let metrics = &self.http.kms.metrics;
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+                debug!(%peer, "too many connections");
+                continue;
+            };
+            metrics.connections.fetch_add(1, Ordering::Relaxed);
+            let connection = Connection {
+                tls: self.tls.clone(),
+                http: Arc::clone(&self.http),
+                limits: self.limits.clone(),
+                shutdown: self.shutdown.clone(),
+            };
+            open.spawn(async move {
+                let _place = place;
+                let metrics = Arc::clone(&connection.http.kms);
+                if let Err(error) = connection.serve(stream).await {
+                    debug!(%peer, error, "connection ended");
+                }
+                metrics.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        // Closes the socket: who comes now is refused by the system instead of waiting for an answer.
+        drop(self.listener);
+        open.close();
+        // A connection ends itself within the grace; the margin is for the scheduler.
+        let drained = timeout(self.limits.shutdown_grace + Duration::from_secs(1), open.wait()).await;
+        if drained.is_err() {
+            warn!(left = open.len(), "grace period over, dropping connections");
+        }
+    }
+}
+
+struct Connection {
+    tls: TlsAcceptor,
+    http: Arc<Http>,
+    limits: Limits,
+    shutdown: CancellationToken,
+}
+
+impl Connection {
+    /// From the handshake to the end. The error is for the log.
+    async fn serve(self, stream: Stream) -> Result<(), String> {
+        let handshake = timeout(self.limits.handshake, self.tls.accept(stream));
+        let failed = &self.http.kms.metrics.handshakes_failed;
+        let stream = match self.shutdown.run_until_cancelled(handshake).await {
+            None => return Ok(()),
+            Some(Ok(Ok(stream))) => stream,
+            Some(Ok(Err(error))) => {
+                failed.fetch_add(1, Ordering::Relaxed);
+                return Err(format!("handshake: {error}"));
+            }
+            Some(Err(_)) => {
+                failed.fetch_add(1, Ordering::Relaxed);
+                return Err(format!("no handshake within {:?}", self.limits.handshake));
+            }
+        };
+        self.serve_http(stream).await
+    }
+
+    async fn serve_http(self, stream: TlsStream<Stream>) -> Result<(), String> {
+        let certificate =
+            stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|certificate| certificate.to_vec());
+        let certificate = Arc::new(certificate);
+        let activity = Arc::new(Activity::default());
+        let service = service_fn({
+            let (http, activity) = (Arc::clone(&self.http), Arc::clone(&activity));
+            move |request: Request<Incoming>| {
+                let (http, certificate) = (Arc::clone(&http), Arc::clone(&certificate));
+                let busy = activity.begin();
+                async move {
+                    let _busy = busy;
+                    Ok::<_, std::convert::Infallible>(http.answer(request, certificate.as_deref()).await)
+                }
+            }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header)
+            .max_buf_size(MAX_HEAD);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX));
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let end = async {
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                () = activity.idle_for(self.limits.idle) => {}
+            }
+        };
+        tokio::select! {
+            ended = &mut connection => return ended.map_err(|error| format!("{error}")),
+            () = end => {}
+        }
+        // No further requests; those that are open may end, for a while. A peer that does not read its answer, or has
+        // not finished the head of a request, is cut off here.
+        connection.as_mut().graceful_shutdown();
+        match timeout(self.limits.shutdown_grace, connection).await {
+            Ok(ended) => ended.map_err(|error| format!("{error}")),
+            Err(_) => Err("cut off: idle, or slower than the grace period".into()),
+        }
+    }
+}
+
+/// Knows whether a connection has an open request.
+#[derive(Default)]
+struct Activity {
+    open: AtomicUsize,
+    changed: Notify,
+}
+
+impl Activity {
+    fn begin(self: &Arc<Self>) -> Busy {
+        self.open.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_one();
+        Busy(Arc::clone(self))
+    }
+
+    /// Returns when there has been no open request for `limit`.
+    async fn idle_for(&self, limit: Duration) {
+        loop {
+            let quiet = timeout(limit, self.changed.notified()).await.is_err();
+            if quiet && self.open.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+        }
+    }
+}
+
+struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+        self.0.changed.notify_one();
+    }
+}
