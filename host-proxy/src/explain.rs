@@ -105,6 +105,12 @@ fn read_lists(path: &std::path::Path) -> Result<Lists, Failure> {
     Ok(lists)
 }
 
+/// The verdict of one allow-list about `text`, exactly as it would stand in a CONNECT line, with these addresses for
+/// names and no others.
+pub async fn verdict(text: &str, rules: RuleSet, asker: Asker, addresses: &FixedResolver) -> Explanation {
+    explain(text, &vec![(None, Arc::new(rules))], asker, addresses, false).await
+}
+
 /// The first list that lets the target through decides; otherwise the first list's refusal is told.
 async fn explain(text: &str, lists: &Lists, asker: Asker, fixed: &FixedResolver, may_ask: bool) -> Explanation {
     let target: Target = match text.parse() {

@@ -229,6 +229,17 @@ impl Refusal {
 
     /// What an operator who wants this target would add, as one sentence.
     pub fn hint(&self, target: &Target) -> String {
+        let literal = match target.host {
+            Host::Address(address) => Some(address),
+            Host::Name(_) => None,
+        };
+        let asked = match self {
+            Self::Address { address, .. } => Some(*address),
+            _ => literal,
+        };
+        if asked.is_some_and(|address| classify(address) == AddressClass::Metadata) {
+            return "this is a metadata service, which hands out the parent's credentials to whoever asks".to_owned();
+        }
         match self {
             Self::NoRule | Self::Port { .. } => format!("to allow it, add the rule {target}"),
             Self::Cid { .. } => "to allow it, add the context id to the rule's cids".to_owned(),

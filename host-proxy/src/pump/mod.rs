@@ -132,31 +132,34 @@ pub(crate) async fn pump(
         if let Some(end) = settle(&up, &down) {
             return Poll::Ready(end);
         }
+        let now = Instant::now();
         if before != (traffic.up, traffic.down) {
-            last = Instant::now();
+            last = now;
         }
+        let mut wake = None;
         if linger_end.is_none() && half_dead(&up, &down) {
-            linger_end = Some(Instant::now() + LINGER);
-            timer.as_mut().reset(Instant::now() + LINGER);
+            linger_end = Some(now + LINGER);
+            wake = linger_end;
+        }
+        if linger_end.is_some_and(|end| now >= end) {
+            return Poll::Ready(if up.is_discarding() { End::TargetReset } else { End::ClientReset });
+        }
+        if now >= total_end {
+            return Poll::Ready(End::Total);
+        }
+        if now >= last + options.idle {
+            return Poll::Ready(End::Idle);
         }
         if up.is_throttled() || down.is_throttled() {
-            timer.as_mut().reset(Instant::now() + THROTTLE_TICK);
+            wake = Some(now + THROTTLE_TICK);
         }
+        if let Some(wake) = wake {
+            timer.as_mut().reset(wake);
+        }
+        // The timer runs late on purpose: bytes move `last` on and leave the timer alone until it fires.
         while timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if linger_end.is_some_and(|end| now >= end) {
-                return Poll::Ready(if up.is_discarding() { End::TargetReset } else { End::ClientReset });
-            }
-            if now >= total_end {
-                return Poll::Ready(End::Total);
-            }
-            if now >= last + options.idle {
-                return Poll::Ready(End::Idle);
-            }
-            if up.is_throttled() || down.is_throttled() {
-                cx.waker().wake_by_ref();
-            }
-            timer.as_mut().reset((last + options.idle).min(total_end).min(linger_end.unwrap_or(total_end)));
+            let next = (last + options.idle).min(total_end).min(linger_end.unwrap_or(total_end));
+            timer.as_mut().reset(next.max(now + THROTTLE_TICK));
         }
         Poll::Pending
     })

@@ -286,7 +286,7 @@ mod tests {
         let header = header(b"keys");
         let announced = read_header(&header, 4).unwrap();
         assert_eq!(announced.len, 4);
-        assert_eq!(announced.digest, *Sha256::digest(b"keys").as_ref());
+        assert_eq!(announced.digest, <[u8; 32]>::from(Sha256::digest(b"keys")));
         assert_eq!(&header[..16], b"KFMS\x01\0\0\0\0\0\0\0\0\0\0\x04");
     }
 
