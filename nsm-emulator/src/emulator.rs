@@ -6,7 +6,7 @@ use crate::pki::{self, Leaf, Root};
 use crate::request::{AttestationRequest, ErrorCode, MAX_RESPONSE, Request};
 use crate::{Config, Error, PCR_COUNT, PcrValue};
 use aws_lc_rs::digest;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Registers that the hypervisor locks before the enclave starts: `0..LOCKED_AT_BOOT`.
 const LOCKED_AT_BOOT: usize = 16;
@@ -22,7 +22,7 @@ const VERSION: [u64; 3] = [1, 0, 0];
 pub struct Emulator {
     module_id: String,
     clock: crate::Clock,
-    root: Root,
+    root: Arc<Root>,
     state: Mutex<State>,
 }
 
@@ -56,6 +56,19 @@ impl Emulator {
     /// When `config` names a register or a module id that cannot exist, when the clock is outside of 2020 to 2049,
     /// or when no key can be made.
     pub fn new(config: Config) -> Result<Self, Error> {
+        Self::under(Arc::new(Root::generate()?), config)
+    }
+
+    /// Makes another module under the same root, as another enclave on the same kind of machine has.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn another(&self, config: Config) -> Result<Self, Error> {
+        Self::under(Arc::clone(&self.root), config)
+    }
+
+    fn under(root: Arc<Root>, config: Config) -> Result<Self, Error> {
         let mut registers = [Register { value: [0; 48], locked: false }; PCR_COUNT];
         for register in &mut registers[..LOCKED_AT_BOOT] {
             register.locked = true;
@@ -68,7 +81,6 @@ impl Emulator {
             Some(module_id) => return Err(Error::ModuleId { module_id }),
             None => random_module_id()?,
         };
-        let root = Root::generate()?;
         let leaf = root.issue(&module_id, (config.clock)() / 1000)?;
         let state = Mutex::new(State { registers, leaf });
         Ok(Self { module_id, clock: config.clock, root, state })
