@@ -34,6 +34,18 @@ impl Failure {
         self.exit
     }
 
+    /// The cause and what lies behind it, from the outermost in, on one line.
+    pub fn message(&self) -> String {
+        let mut message = self.cause.to_string();
+        let mut source = self.cause.source();
+        while let Some(cause) = source {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        message
+    }
+
     /// Tells the failure on standard error and gives the exit code to leave `main` with.
     #[expect(
         clippy::print_stderr,
@@ -47,12 +59,7 @@ impl Failure {
 
 impl Display for Failure {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.cause)?;
-        let mut source = self.cause.source();
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
+        write!(f, "error: {}", self.message())?;
         match &self.hint {
             Some(hint) => write!(f, "\nhint: {hint}"),
             None => Ok(()),
