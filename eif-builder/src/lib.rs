@@ -1,1 +1,50 @@
 //! Reproducible enclave images and their measurements.
+//!
+//! Reads and writes the AWS enclave image format (EIF) in one pass with constant memory, measures it as the
+//! Nitro hypervisor does, and builds images from static binaries, directories and container images. The same
+//! inputs give the same bytes on any machine: nothing here looks at a clock, a host name or a directory's order.
+#![forbid(unsafe_code)]
+
+mod assemble;
+pub mod build;
+mod cbor;
+pub mod cli;
+mod compress;
+pub mod cpio;
+mod cpio_read;
+mod diff;
+mod error;
+pub mod exit;
+pub mod format;
+mod image;
+mod inspect;
+pub mod layer;
+mod measure;
+pub mod metadata;
+pub mod oci;
+mod problem;
+pub mod project;
+pub mod provenance;
+pub mod ramdisk;
+mod recipe;
+pub mod registry;
+#[doc(hidden)]
+pub mod replay;
+mod sign;
+mod signature;
+pub mod source;
+pub mod tree;
+
+pub use assemble::{Assembled, Assembler, Payload};
+pub use compress::Compression;
+pub use cpio_read::read_ramdisk;
+pub use diff::{Difference, Snapshot};
+pub use error::Error;
+pub use format::{Arch, HeaderFlags, SectionKind};
+pub use image::{Image, Scan, Section};
+pub use inspect::{Inspection, SignatureState, SignerFacts};
+pub use measure::{Region, Registers, extend};
+pub use problem::{Finding, Lenient, Problem, Report, Strict};
+pub use recipe::{Fill, Ramdisk, Recipe, check_kernel};
+pub use sign::Signer;
+pub use signature::{Algorithm, Signature, read_certificate};

@@ -1,0 +1,52 @@
+//! The commands, shared by the `eif-builder` binary and the `keyferry eif` noun.
+
+mod args;
+mod build;
+mod inspect;
+mod measure;
+mod pack;
+mod report;
+mod sign;
+
+use std::io::Write;
+
+pub use args::*;
+pub(crate) use report::to_json;
+
+use crate::Error;
+
+/// What a command may talk to, beside the files it is given.
+pub struct Io<'a> {
+    /// The answer goes here.
+    pub out: &'a mut dyn Write,
+    /// Warnings and progress go here.
+    pub err: &'a mut dyn Write,
+    /// Seconds since the epoch, for the validity of certificates. Never reaches an image.
+    pub now: i64,
+}
+
+impl std::fmt::Debug for Io<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Io").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// See [`Error::exit_code`] for what they mean to a caller.
+pub fn run(command: &Command, io: &mut Io<'_>) -> Result<(), Error> {
+    match command {
+        Command::Measure(args) => measure::run(args, io),
+        Command::Build(args) => build::run(args, io),
+        Command::Init(args) => build::init(args, io),
+        Command::Lock(args) => build::lock(args, io),
+        Command::Pack(args) => pack::run(args, io),
+        Command::Describe(args) => inspect::describe(args, io),
+        Command::Verify(args) => inspect::verify(args, io),
+        Command::Extract(args) => inspect::extract(args, io),
+        Command::Diff(args) => inspect::diff(args, io),
+        Command::Sign(args) => sign::run(args, io),
+        Command::Strip(args) => sign::strip(args, io),
+    }
+}

@@ -1,0 +1,68 @@
+//! `eif-builder sign` and `eif-builder strip`
+
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+
+use super::{Io, SignArgs, StripArgs, report};
+use crate::assemble::{Assembled, Assembler};
+use crate::error::{Error, IoContext};
+use crate::format::SectionKind;
+use crate::image::Image;
+use crate::problem::{Lenient, Problem};
+use crate::recipe::publish;
+use crate::sign::Signer;
+
+pub(super) fn run(args: &SignArgs, io: &mut Io<'_>) -> Result<(), Error> {
+    let signer = Signer::from_files(&args.private_key, &args.signing_certificate)?;
+    let assembled = rewrite(&args.image, output(&args.image, args.output.as_ref()), Some(&signer))?;
+    report::print(io, &assembled.registers, args.json)
+}
+
+pub(super) fn strip(args: &StripArgs, io: &mut Io<'_>) -> Result<(), Error> {
+    let assembled = rewrite(&args.image, output(&args.image, args.output.as_ref()), None)?;
+    report::print(io, &assembled.registers, args.json)
+}
+
+fn output<'a>(image: &'a Path, output: Option<&'a PathBuf>) -> &'a Path {
+    output.map_or(image, PathBuf::as_path)
+}
+
+/// Copies an image without its signature, and with another one if there is a signer.
+fn rewrite(image: &Path, output: &Path, signer: Option<&Signer>) -> Result<Assembled, Error> {
+    let mut lenient = Lenient::default();
+    let mut image = Image::open(image, &mut lenient)?;
+    image.scan(&mut lenient)?;
+    // What a wrong signature section alone explains goes away with it; the rest must be in order.
+    if let Some(finding) =
+        lenient.findings.iter().find(|finding| !is_about_signature(&image, &finding.problem))
+    {
+        return Err(Error::Format(finding.clone()));
+    }
+    let directory = match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    let file = builder.prefix(".eif-").tempfile_in(directory).context("create a file in", directory)?;
+    let mut assembler = Assembler::rewriting(image.header(), file.as_file())?;
+    for section in image.sections().to_vec() {
+        if section.kind != SectionKind::Signature {
+            let mut payload = image.payload(section)?;
+            assembler
+                .section(section.kind, |target| target.copy_from(&mut payload, "the image").map(drop))?;
+        }
+    }
+    let (assembled, _) = assembler.finish(signer)?;
+    publish(file, output)?;
+    Ok(assembled)
+}
+
+/// The reference tool leaves the old length of a signature in the file header when it signs again.
+fn is_about_signature<R: Read + Seek>(image: &Image<R>, problem: &Problem) -> bool {
+    let Some(signature) = image.section(SectionKind::Signature) else { return false };
+    match problem {
+        Problem::SizeMismatch { slot, .. } | Problem::TooLarge { slot, .. } => *slot == signature.slot,
+        Problem::Trailing { .. } | Problem::PastEnd { .. } => signature.end() == image.file_len(),
+        _ => false,
+    }
+}

@@ -1,0 +1,461 @@
+//! The project file `keyferry.toml` and its lock file.
+//!
+//! Paths in a project are relative to its folder. The same project and lock file give the same hash on any
+//! machine: everything that could change outside of them (a registry tag, the KMS's certificate) is pinned in the
+//! lock file.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::build::{Application, Build, CMDLINE_AARCH64, CMDLINE_X86_64, Overrides};
+use crate::compress::Compression;
+use crate::error::{Error, IoContext};
+use crate::format::Arch;
+use crate::metadata::{BuildMetadata, Metadata, kernel_from_config, rfc3339};
+use crate::ramdisk::Init;
+
+/// Name of the project file.
+pub const PROJECT_FILE: &str = "keyferry.toml";
+/// Name of the lock file beside it.
+pub const LOCK_FILE: &str = "keyferry.lock";
+/// What `eif-builder init` writes.
+pub const TEMPLATE: &str = include_str!("project_template.toml");
+
+/// `keyferry.toml`. Unknown keys are refused: a misspelt security option must not pass for a missing one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectFile {
+    /// Architecture.
+    #[serde(default)]
+    pub arch: ArchName,
+    /// What runs.
+    pub image: ImageTable,
+    /// What boots.
+    pub boot: BootTable,
+    /// Where the keys come from; only with the agent as init.
+    pub kms: Option<KmsTable>,
+    /// Resources of the enclave. Not measured.
+    #[serde(default)]
+    pub run: RunTable,
+}
+
+/// Architecture, by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum ArchName {
+    /// 64-bit x86.
+    #[default]
+    #[serde(rename = "x86_64")]
+    X86_64,
+    /// 64-bit Arm.
+    #[serde(rename = "aarch64")]
+    Aarch64,
+}
+
+/// `[image]`: exactly one of the five sources, and how it is run.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageTable {
+    /// Name for the metadata.
+    pub name: Option<String>,
+    /// Version for the metadata.
+    pub version: Option<String>,
+    /// A static binary.
+    pub binary: Option<PathBuf>,
+    /// A folder.
+    pub directory: Option<PathBuf>,
+    /// An OCI layout folder.
+    pub oci_layout: Option<PathBuf>,
+    /// The output of `docker save`.
+    pub docker_archive: Option<PathBuf>,
+    /// An image in a registry.
+    pub registry: Option<String>,
+    /// Which image of a layout or archive.
+    pub reference: Option<String>,
+    /// Instead of ENTRYPOINT.
+    pub entrypoint: Option<Vec<String>>,
+    /// Instead of CMD.
+    pub cmd: Option<Vec<String>>,
+    /// Added to ENV.
+    pub env: Vec<String>,
+    /// Instead of WORKDIR.
+    pub workdir: Option<String>,
+    /// Instead of USER.
+    pub user: Option<String>,
+    /// Lets file capabilities go.
+    pub drop_capabilities: bool,
+    /// How the ramdisk is packed.
+    pub compression: CompressionName,
+}
+
+/// Compression, by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CompressionName {
+    /// Not packed.
+    #[default]
+    None,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+}
+
+impl From<CompressionName> for Compression {
+    fn from(name: CompressionName) -> Self {
+        match name {
+            CompressionName::None => Self::None,
+            CompressionName::Gzip => Self::Gzip,
+            CompressionName::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// `[boot]`: kernel and init.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootTable {
+    /// Kernel file.
+    pub kernel: PathBuf,
+    /// Its configuration, for the metadata.
+    pub kernel_config: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: Option<String>,
+    /// What the kernel starts.
+    pub init: InitName,
+    /// The static agent, for `init = "agent"`.
+    pub agent: Option<PathBuf>,
+    /// Folder with AWS's `init` and `nsm.ko`, for `init = "aws"`.
+    pub blobs: Option<PathBuf>,
+}
+
+/// Init, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitName {
+    /// Keyferry's agent.
+    Agent,
+    /// AWS's init.
+    Aws,
+    /// The application is its own init.
+    Application,
+}
+
+/// `[kms]`: what becomes the measured `/etc/keyferry/agent.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KmsTable {
+    /// Address of the KMS.
+    pub url: String,
+    /// Application id, 40 hex digits.
+    pub app_id: String,
+    /// A PEM file with the KMS's root CA, or `"fetch"` for the one in the lock file.
+    pub kms_ca: Option<String>,
+    /// Goes on without a trust anchor.
+    #[serde(default)]
+    pub danger_accept_any_kms: bool,
+    /// How keys reach the application.
+    pub delivery: Option<String>,
+    /// age recipients for exported keys.
+    #[serde(default)]
+    pub recipients: Vec<String>,
+    /// Ports that the parent may reach.
+    #[serde(default)]
+    pub allowed_ports: Vec<u16>,
+    /// Hands keys to the parent in plain.
+    #[serde(default)]
+    pub danger_export_plaintext: bool,
+}
+
+/// `[run]`: what the enclave is started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunTable {
+    /// Processors.
+    pub cpus: u32,
+    /// Memory in MiB; nitro-cli wants four times the image.
+    pub memory_mib: u32,
+}
+
+impl Default for RunTable {
+    fn default() -> Self {
+        Self { cpus: 2, memory_mib: 512 }
+    }
+}
+
+/// `keyferry.lock`: what was true outside when the project was locked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lock {
+    /// Digest that the registry reference stood for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<LockedImage>,
+    /// The KMS's root CA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kms_ca: Option<LockedCa>,
+}
+
+/// A registry reference and its digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedImage {
+    /// As in the project.
+    pub reference: String,
+    /// The same with a digest.
+    pub pinned: String,
+}
+
+/// A KMS and its root CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedCa {
+    /// As in the project.
+    pub url: String,
+    /// PEM.
+    pub certificate: String,
+}
+
+/// The part of a project that the agent reads, in the order in which it is written.
+#[derive(Serialize)]
+struct AgentConfig<'a> {
+    kms_url: &'a str,
+    app_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kms_ca: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    danger_accept_any_kms: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivery: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    recipients: &'a [String],
+    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
+    allowed_ports: &'a [u16],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    danger_export_plaintext: bool,
+}
+
+/// A project that was read.
+#[derive(Debug)]
+pub struct Project {
+    /// Folder to which paths are relative.
+    pub folder: PathBuf,
+    /// The project file.
+    pub file: ProjectFile,
+    /// The lock file, empty when there is none.
+    pub lock: Lock,
+}
+
+impl Project {
+    /// Reads a project file, or the one in a folder, and its lock file.
+    ///
+    /// # Errors
+    /// When one of them cannot be read or parsed.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let path = if path.is_dir() { path.join(PROJECT_FILE) } else { path.to_owned() };
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let text = std::fs::read_to_string(&path).context("read", &path)?;
+        let file = toml::from_str(&text).map_err(|error| Error::input(path.display(), error))?;
+        let lock_path = path.with_file_name(LOCK_FILE);
+        let lock = match std::fs::read_to_string(&lock_path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| Error::input(lock_path.display(), error))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Lock::default(),
+            Err(error) => return Err(error).context("read", &lock_path),
+        };
+        Ok(Self { folder, file, lock })
+    }
+
+    /// Architecture of the image.
+    pub fn arch(&self) -> Arch {
+        match self.file.arch {
+            ArchName::X86_64 => Arch::X86_64,
+            ArchName::Aarch64 => Arch::Aarch64,
+        }
+    }
+
+    /// What the project says, resolved. `epoch` is SOURCE_DATE_EPOCH, for the metadata only.
+    ///
+    /// # Errors
+    /// When something is missing, contradictory, or not pinned that has to be.
+    pub fn build(&self, epoch: Option<i64>) -> Result<Build, Error> {
+        let ImageTable { entrypoint, cmd, env, workdir, user, .. } = self.file.image.clone();
+        let arch = self.arch();
+        let default_cmdline = match arch {
+            Arch::X86_64 => CMDLINE_X86_64,
+            Arch::Aarch64 => CMDLINE_AARCH64,
+        };
+        Ok(Build {
+            arch,
+            kernel: self.path(&self.file.boot.kernel),
+            cmdline: self.file.boot.cmdline.clone().unwrap_or_else(|| default_cmdline.into()),
+            init: self.init()?,
+            application: self.application()?,
+            overrides: Overrides { entrypoint, cmd, env, workdir, user },
+            compression: self.file.image.compression.into(),
+            metadata: self.metadata(epoch)?,
+            signer: None,
+            drop_capabilities: self.file.image.drop_capabilities,
+        })
+    }
+
+    fn path(&self, path: &Path) -> PathBuf {
+        self.folder.join(path)
+    }
+
+    fn application(&self) -> Result<Application, Error> {
+        let ImageTable { binary, directory, oci_layout, docker_archive, registry, reference, .. } =
+            &self.file.image;
+        let sources = [
+            binary.as_ref().map(|path| Application::Binary(self.path(path))),
+            directory.as_ref().map(|path| Application::Directory(self.path(path))),
+            oci_layout.as_ref().map(|path| Application::OciLayout(self.path(path), reference.clone())),
+            docker_archive
+                .as_ref()
+                .map(|path| Application::DockerArchive(self.path(path), reference.clone())),
+            registry.as_deref().map(|name| self.pinned(name)).transpose()?.map(Application::Registry),
+        ];
+        let mut sources = sources.into_iter().flatten();
+        match (sources.next(), sources.next()) {
+            (Some(source), None) => Ok(source),
+            _ => Err(Error::input(
+                "[image]",
+                "needs exactly one of binary, directory, oci_layout, docker_archive and registry",
+            )),
+        }
+    }
+
+    /// A reference by digest: the project's own, or the locked one.
+    fn pinned(&self, reference: &str) -> Result<String, Error> {
+        if reference.contains("@sha256:") {
+            return Ok(reference.to_owned());
+        }
+        match &self.lock.image {
+            Some(locked) if locked.reference == reference => Ok(locked.pinned.clone()),
+            _ => Err(Error::input(
+                reference,
+                format!(
+                    "not pinned: a tag can move; run `eif-builder lock`, which writes its digest to {LOCK_FILE}"
+                ),
+            )),
+        }
+    }
+
+    fn init(&self) -> Result<Init, Error> {
+        let boot = &self.file.boot;
+        if self.file.kms.is_some() && boot.init != InitName::Agent {
+            return Err(Error::input("[kms]", "only the agent reads it; set init = \"agent\""));
+        }
+        match boot.init {
+            InitName::Application => Ok(Init::Application),
+            InitName::Aws => {
+                let blobs = boot.blobs.as_deref().map_or_else(default_blobs, |path| self.path(path));
+                Ok(aws_init(&blobs))
+            }
+            InitName::Agent => {
+                let Some(binary) = &boot.agent else {
+                    return Err(Error::input(
+                        "[boot]",
+                        "init = \"agent\" needs agent = \"path of a static enclave-agent\"",
+                    ));
+                };
+                Ok(Init::Agent { binary: self.path(binary), config: self.agent_config()? })
+            }
+        }
+    }
+
+    /// The measured configuration of the agent.
+    ///
+    /// # Errors
+    /// When there is no trust anchor for the KMS, or one that is not pinned.
+    pub fn agent_config(&self) -> Result<String, Error> {
+        let Some(kms) = &self.file.kms else {
+            return Err(Error::input("[kms]", "missing; the agent needs to know its KMS"));
+        };
+        let KmsTable {
+            url,
+            app_id,
+            kms_ca,
+            danger_accept_any_kms,
+            delivery,
+            recipients,
+            allowed_ports,
+            danger_export_plaintext,
+        } = kms;
+        let app_id_digits = app_id.strip_prefix("0x").unwrap_or(app_id);
+        if app_id_digits.len() != 40 || hex::decode(app_id_digits).is_err() {
+            return Err(Error::input("app_id", format!("is {app_id:?}, expected 40 hex digits")));
+        }
+        let kms_ca = match kms_ca.as_deref() {
+            None if *danger_accept_any_kms => None,
+            None => {
+                return Err(Error::input(
+                    "kms_ca",
+                    "missing: without it the enclave would take keys from anyone; give a PEM file or \"fetch\"",
+                ));
+            }
+            Some("fetch") => Some(self.locked_ca(url)?),
+            Some(path) => {
+                let path = self.path(Path::new(path));
+                crate::read_certificate(&path)?;
+                Some(std::fs::read_to_string(&path).context("read", &path)?)
+            }
+        };
+        let config = AgentConfig {
+            kms_url: url,
+            app_id: app_id_digits,
+            kms_ca,
+            danger_accept_any_kms: *danger_accept_any_kms,
+            delivery: delivery.as_deref(),
+            recipients,
+            allowed_ports,
+            danger_export_plaintext: *danger_export_plaintext,
+        };
+        toml::to_string(&config).map_err(|error| Error::input("agent.toml", error))
+    }
+
+    fn locked_ca(&self, url: &str) -> Result<String, Error> {
+        match &self.lock.kms_ca {
+            Some(locked) if locked.url == url => Ok(locked.certificate.clone()),
+            _ => Err(Error::input(
+                "kms_ca = \"fetch\"",
+                format!(
+                    "{LOCK_FILE} has no certificate for {url}; run `eif-builder lock` and commit the file"
+                ),
+            )),
+        }
+    }
+
+    fn metadata(&self, epoch: Option<i64>) -> Result<Metadata, Error> {
+        let boot = &self.file.boot;
+        let (operating_system, kernel_version) = match &boot.kernel_config {
+            Some(path) => {
+                let path = self.path(path);
+                kernel_from_config(&std::fs::read_to_string(&path).context("read", &path)?)?
+            }
+            None => ("OS".into(), "kernel".into()),
+        };
+        Ok(Metadata {
+            image_name: self.file.image.name.clone().unwrap_or_else(|| "enclave".into()),
+            image_version: self.file.image.version.clone().unwrap_or_else(|| "1.0".into()),
+            build_metadata: BuildMetadata {
+                build_time: rfc3339(epoch.unwrap_or(0))?,
+                build_tool: env!("CARGO_PKG_NAME").into(),
+                build_tool_version: env!("CARGO_PKG_VERSION").into(),
+                operating_system,
+                kernel_version,
+            },
+            docker_info: serde_json::Value::Null,
+            custom_metadata: serde_json::Value::Null,
+        })
+    }
+}
+
+/// Where AWS's package puts its blobs.
+fn default_blobs() -> PathBuf {
+    PathBuf::from("/usr/share/nitro_enclaves/blobs")
+}
+
+/// AWS's init and, if it is there, the driver for kernels without one.
+pub fn aws_init(blobs: &Path) -> Init {
+    let nsm_ko = blobs.join("nsm.ko");
+    Init::Aws { init: blobs.join("init"), nsm_ko: nsm_ko.exists().then_some(nsm_ko) }
+}

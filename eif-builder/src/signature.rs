@@ -1,0 +1,274 @@
+//! The signature section: its encoding, and whether it signs the image it is in.
+
+use attestation::Pcr;
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::cbor::{Decoder, Encoder};
+use crate::error::{Error, IoContext};
+use crate::format::SectionKind;
+use crate::image::{Image, refusal};
+use crate::problem::Problem;
+
+/// COSE algorithm of a signature; the curve follows from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// ECDSA with P-256 and SHA-256.
+    Es256,
+    /// ECDSA with P-384 and SHA-384.
+    Es384,
+    /// ECDSA with P-521 and SHA-512.
+    Es512,
+}
+
+impl Algorithm {
+    const ALL: [Self; 3] = [Self::Es256, Self::Es384, Self::Es512];
+
+    /// The protected header: a map with one entry, 1 → the algorithm.
+    fn protected(self) -> &'static [u8] {
+        match self {
+            Self::Es256 => &[0xa1, 0x01, 0x26],
+            Self::Es384 => &[0xa1, 0x01, 0x38, 0x22],
+            Self::Es512 => &[0xa1, 0x01, 0x38, 0x23],
+        }
+    }
+
+    fn verification(self) -> &'static dyn VerificationAlgorithm {
+        match self {
+            Self::Es256 => &ECDSA_P256_SHA256_FIXED,
+            Self::Es384 => &ECDSA_P384_SHA384_FIXED,
+            Self::Es512 => &ECDSA_P521_SHA512_FIXED,
+        }
+    }
+
+    /// Length of an uncompressed public point on the curve.
+    fn point_len(self) -> usize {
+        match self {
+            Self::Es256 => 65,
+            Self::Es384 => 97,
+            Self::Es512 => 133,
+        }
+    }
+}
+
+/// A decoded signature section. Nothing about it is proved before [`Signature::verify`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    certificate_pem: Vec<u8>,
+    certificate_der: Vec<u8>,
+    algorithm: Algorithm,
+    payload: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl Signature {
+    /// Decodes a section's payload.
+    ///
+    /// # Errors
+    /// When it is not an array with exactly one certificate and COSE_Sign1, or has bytes left over.
+    pub fn decode(section: &[u8]) -> Result<Self, String> {
+        let mut outer = Decoder::new(section);
+        let entries = outer.array("the list of signatures")?;
+        if entries != 1 {
+            return Err(format!("{entries} signatures, expected 1"));
+        }
+        expect_len(outer.map("a signature entry")?, 2, "a signature entry")?;
+        expect_key(&mut outer, "signing_certificate")?;
+        let certificate_pem = outer.byte_array("the signing certificate")?;
+        expect_key(&mut outer, "signature")?;
+        let cose = outer.byte_array("the signature")?;
+        outer.end("the section")?;
+
+        let mut inner = Decoder::new(&cose);
+        inner.optional_tag(18)?;
+        expect_len(inner.array("COSE_Sign1")?, 4, "COSE_Sign1")?;
+        let protected = inner.bytes("the protected header")?;
+        let algorithm = Algorithm::ALL
+            .into_iter()
+            .find(|algorithm| algorithm.protected() == protected)
+            .ok_or_else(|| format!("unknown protected header {}", hex::encode(protected)))?;
+        expect_len(inner.map("the unprotected header")?, 0, "the unprotected header")?;
+        let payload = inner.bytes("the payload")?.to_vec();
+        let signature = inner.bytes("the signature value")?.to_vec();
+        inner.end("COSE_Sign1")?;
+
+        let certificate_der = CertificateDer::from_pem_slice(&certificate_pem)
+            .map_err(|error| format!("the signing certificate is not PEM: {error}"))?
+            .to_vec();
+        Ok(Self { certificate_pem, certificate_der, algorithm, payload, signature })
+    }
+
+    /// DER of the signing certificate; PCR8 is its measurement.
+    pub fn certificate_der(&self) -> &[u8] {
+        &self.certificate_der
+    }
+
+    /// The PEM text as stored.
+    pub fn certificate_pem(&self) -> &[u8] {
+        &self.certificate_pem
+    }
+
+    /// The algorithm that the protected header names.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The certificate, parsed.
+    ///
+    /// # Errors
+    /// When it is not an X.509 certificate or has bytes left over.
+    pub fn certificate(&self) -> Result<X509Certificate<'_>, String> {
+        parse_certificate(&self.certificate_der)
+    }
+
+    /// Checks that the key of the certificate in the section signed exactly this PCR0.
+    ///
+    /// The payload is rebuilt and compared, not parsed. This proves nothing about who the signer is: compare
+    /// PCR8 with that of the certificate you expect. Validity dates are left to the caller, who has a clock.
+    ///
+    /// # Errors
+    /// What does not match.
+    pub fn verify(&self, pcr0: &Pcr) -> Result<(), String> {
+        let expected = signed_payload(pcr0);
+        if self.payload != expected {
+            return Err(format!(
+                "signs {}, expected register 0 with {pcr0}",
+                register_in(&self.payload).unwrap_or_else(|reason| format!("something else ({reason})"))
+            ));
+        }
+        let certificate = self.certificate()?;
+        let point = certificate.public_key().subject_public_key.data.as_ref();
+        if point.len() != self.algorithm.point_len() {
+            return Err(format!(
+                "the certificate's key has {} bytes, {:?} needs {}",
+                point.len(),
+                self.algorithm,
+                self.algorithm.point_len()
+            ));
+        }
+        let message = signed_message(self.algorithm, &self.payload);
+        UnparsedPublicKey::new(self.algorithm.verification(), point)
+            .verify(&message, &self.signature)
+            .map_err(|_| "was not made by the certificate's key".to_owned())
+    }
+}
+
+impl<R: std::io::Read + std::io::Seek> Image<R> {
+    /// The signature section, decoded, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be read or decoded.
+    pub fn signature(&mut self) -> Result<Option<Signature>, Error> {
+        let Some(section) = self.section(SectionKind::Signature) else { return Ok(None) };
+        let payload = self.small_payload(section)?;
+        Signature::decode(&payload)
+            .map(Some)
+            .map_err(|reason| refusal(section.payload_offset(), Problem::Signature(reason)))
+    }
+}
+
+/// Reads a certificate file: one PEM certificate, text around it allowed. Returns the DER.
+///
+/// # Errors
+/// When it cannot be read or has no certificate.
+pub fn read_certificate(path: &std::path::Path) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    let pem = std::fs::read(path).context("read", path)?;
+    let der = pem_to_der(&pem).map_err(|reason| Error::input(path.display(), reason))?;
+    Ok((pem, der))
+}
+
+/// DER of a PEM certificate in memory.
+pub(crate) fn certificate_der(pem: &[u8]) -> Result<Vec<u8>, Error> {
+    pem_to_der(pem).map_err(|reason| Error::input("the certificate", reason))
+}
+
+fn pem_to_der(pem: &[u8]) -> Result<Vec<u8>, String> {
+    let der =
+        CertificateDer::from_pem_slice(pem).map_err(|error| format!("no PEM certificate: {error}"))?.to_vec();
+    parse_certificate(&der)?;
+    Ok(der)
+}
+
+pub(crate) fn parse_certificate(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|error| format!("no X.509 certificate: {error}"))?;
+    if rest.is_empty() { Ok(certificate) } else { Err(format!("{} bytes after the certificate", rest.len())) }
+}
+
+/// What is signed about an image: register 0 and its value.
+fn signed_payload(pcr0: &Pcr) -> Vec<u8> {
+    Encoder::default()
+        .map(2)
+        .text("register_index")
+        .uint(0)
+        .text("register_value")
+        .byte_array(pcr0.as_bytes())
+        .finish()
+}
+
+/// The message that goes into the signature algorithm (RFC 9052 §4.4).
+fn signed_message(algorithm: Algorithm, payload: &[u8]) -> Vec<u8> {
+    Encoder::default()
+        .array(4)
+        .text("Signature1")
+        .bytes(algorithm.protected())
+        .bytes(&[])
+        .bytes(payload)
+        .finish()
+}
+
+/// A complete section: `sign` gets the message and returns r ‖ s.
+pub(crate) fn encode_section(
+    pcr0: &Pcr,
+    certificate_pem: &[u8],
+    algorithm: Algorithm,
+    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> Vec<u8> {
+    let payload = signed_payload(pcr0);
+    let signature = sign(&signed_message(algorithm, &payload));
+    let cose = Encoder::default()
+        .array(4)
+        .bytes(algorithm.protected())
+        .map(0)
+        .bytes(&payload)
+        .bytes(&signature)
+        .finish();
+    Encoder::default()
+        .array(1)
+        .map(2)
+        .text("signing_certificate")
+        .byte_array(certificate_pem)
+        .text("signature")
+        .byte_array(&cose)
+        .finish()
+}
+
+/// For the error message: which register and value a foreign payload names.
+fn register_in(payload: &[u8]) -> Result<String, String> {
+    let mut decoder = Decoder::new(payload);
+    expect_len(decoder.map("the payload")?, 2, "the payload")?;
+    expect_key(&mut decoder, "register_index")?;
+    let index = decoder.uint("register_index")?;
+    expect_key(&mut decoder, "register_value")?;
+    let value = decoder.byte_array("register_value")?;
+    decoder.end("the payload")?;
+    Ok(format!("register {index} with {}", hex::encode(value)))
+}
+
+fn expect_len(actual: u64, expected: u64, what: &str) -> Result<(), String> {
+    if actual == expected { Ok(()) } else { Err(format!("{what} has {actual} entries, expected {expected}")) }
+}
+
+fn expect_key(decoder: &mut Decoder<'_>, key: &str) -> Result<(), String> {
+    let found = decoder.text(key)?;
+    if found == key.as_bytes() {
+        Ok(())
+    } else {
+        Err(format!("key {:?}, expected {key:?}", String::from_utf8_lossy(found)))
+    }
+}
