@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::future::Future;
 use std::io::{self, BufWriter};
 use std::process::ExitCode;
 
@@ -20,8 +21,17 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show the whole trip on this machine: KMS, proxy, agent, and three refusals
+    Demo(commands::demo::Arguments),
+    /// Prove this enclave to a dstack KMS and fetch the app's keys
+    GetKeys(enclave_agent::command::get_keys::Arguments),
     #[command(subcommand)]
     Attestation(commands::attestation::Command),
+    /// Run a KMS
+    #[command(subcommand)]
+    Kms(kms_server::command::Command),
+    /// Run the enclave's way out on its parent
+    Proxy(host_proxy::args::HostProxy),
 }
 
 fn main() -> ExitCode {
@@ -33,8 +43,30 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<Exit, Failure> {
     match command {
+        Command::Demo(arguments) => block_on(commands::demo::run(arguments)),
+        Command::GetKeys(arguments) => {
+            enclave_agent::forbid_core_dumps().map_err(|error| Failure::new(Exit::Internal, error))?;
+            block_on(async { enclave_agent::command::get_keys::run(arguments).await.map(|()| Exit::Done) })
+        }
         Command::Attestation(command) => {
             commands::attestation::run(command, &mut BufWriter::new(io::stdout().lock()), &mut io::stderr())
         }
+        Command::Kms(command) => {
+            command_line::logs::install(command_line::logs::LogFormat::Text, "info");
+            block_on(async {
+                let stop = command_line::signals::stop_token();
+                let stop = stop.map_err(|error| Failure::new(Exit::Internal, error))?;
+                kms_server::command::run(command, stop).await.map(|()| Exit::Done)
+            })
+        }
+        Command::Proxy(arguments) => {
+            command_line::logs::install(arguments.run.log_format.into(), "info");
+            host_proxy::run(arguments)
+        }
     }
+}
+
+fn block_on(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::new(Exit::Internal, error))?;
+    runtime.block_on(work)
 }

@@ -6,6 +6,8 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|evidence: &[u8]| replay(evidence));
+fuzz_target!(|evidence: &[u8]| {
+    replay(evidence);
+});
 
 include!("../replay.rs");

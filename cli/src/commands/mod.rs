@@ -1,3 +1,4 @@
 //! One module per noun.
 
 pub(crate) mod attestation;
+pub(crate) mod demo;
