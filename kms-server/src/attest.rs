@@ -135,8 +135,7 @@ impl Attester {
             }
             return Ok(None);
         };
-        let attestation =
-            VersionedAttestation::decode(&encoded).map_err(Error::Decode)?.into_attestation();
+        let attestation = VersionedAttestation::decode(&encoded).map_err(Error::Decode)?.into_attestation();
         if attestation.report_data != report_data::ratls_cert(&contents.spki_der) {
             return Err(Error::ReportData);
         }
@@ -149,8 +148,7 @@ impl Attester {
         if verified.user_data() != Some(attestation.report_data.as_slice()) {
             return Err(Error::UserData);
         }
-        let policy =
-            Policy::any_image_that_caller_authorises().with_user_data(&attestation.report_data);
+        let policy = Policy::any_image_that_caller_authorises().with_user_data(&attestation.report_data);
         let document = verified.appraise(&policy).map_err(Error::Document)?;
         Ok(Some(ClientEvidence { document, attestation }))
     }

@@ -72,6 +72,7 @@ async fn serve(arguments: Serve, shutdown: CancellationToken) -> Result<(), Fail
         warn!("{warning}");
     }
     let server = Server::start(config).await.map_err(start_failure)?;
+    command_line::print_line(&format!("listening on tcp:{}", server.address()));
     tokio::select! {
         () = shutdown.cancelled() => server.shutdown().await,
         () = server.stopped() => {}

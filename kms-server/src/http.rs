@@ -91,9 +91,7 @@ impl Http {
         let (parts, body) = request.into_parts();
         let mut answer = match self.route(&parts) {
             Route::Health => plain(StatusCode::OK, "text/plain; charset=utf-8", "OK"),
-            Route::Metrics => {
-                plain(StatusCode::OK, "text/plain; charset=utf-8", self.kms.metrics.render())
-            }
+            Route::Metrics => plain(StatusCode::OK, "text/plain; charset=utf-8", self.kms.metrics.render()),
             Route::Rpc(segment) => self.rpc(&parts, segment, body, certificate).await,
             Route::None => not_found(&parts),
         };
@@ -121,13 +119,7 @@ impl Http {
         }
     }
 
-    async fn rpc(
-        &self,
-        parts: &Parts,
-        segment: &str,
-        body: Incoming,
-        certificate: Option<&[u8]>,
-    ) -> Answer {
+    async fn rpc(&self, parts: &Parts, segment: &str, body: Incoming, certificate: Option<&[u8]>) -> Answer {
         let name = Service::Kms.bare_name(segment);
         let method = Service::Kms.method(segment).filter(|method| is_served(*method));
         let (answer, encoding) = self.call(parts, name, method, body, certificate).await;
@@ -326,9 +318,9 @@ fn refusal(encoding: Encoding, failure: &Failure) -> Answer {
 
 fn not_found(parts: &Parts) -> Answer {
     let accept = parts.headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let wants_json = accept.split(',').any(|item| {
-        item.split(';').next().is_some_and(|media_type| media_type.trim() == "application/json")
-    });
+    let wants_json = accept
+        .split(',')
+        .any(|item| item.split(';').next().is_some_and(|media_type| media_type.trim() == "application/json"));
     if wants_json {
         let body = "{\n  \"error\": {\n    \"code\": 404,\n    \"reason\": \"Not Found\",\n    \
                     \"description\": \"The requested resource could not be found.\"\n  }\n}";

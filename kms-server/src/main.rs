@@ -6,8 +6,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use command_line::{Exit, Failure};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// A KMS that interoperates with dstack-kms
 #[derive(Parser)]
@@ -35,17 +33,7 @@ fn run(command: kms_server::command::Command) -> Result<(), Failure> {
     let internal = |error| Failure::new(Exit::Internal, error);
     let runtime = tokio::runtime::Runtime::new().map_err(internal)?;
     runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate()).map_err(internal)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(internal)?;
-        let stop = shutdown.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            stop.cancel();
-        });
+        let shutdown = command_line::signals::stop_token().map_err(internal)?;
         kms_server::command::run(command, shutdown).await
     })
 }

@@ -43,8 +43,7 @@ impl Metrics {
         let mut single = |name: &str, kind: &str, help: &str, value: &AtomicU64| {
             let value = value.load(Ordering::Relaxed);
             // Writing to a string cannot fail.
-            let _infallible =
-                write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+            let _infallible = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         };
         single(
             "dstack_kms_attestation_requests_total",

@@ -105,8 +105,7 @@ impl Kms {
         if request.api_version > 1 {
             return Err(Error::ApiVersion(request.api_version));
         }
-        let (client, boot_info) =
-            evidence.ok_or(Error::NoAttestation)?.into_client(&request.vm_config)?;
+        let (client, boot_info) = evidence.ok_or(Error::NoAttestation)?.into_client(&request.vm_config)?;
         if !self.nitro_enclave_key_release {
             return Err(Error::ReleaseDisabled);
         }

@@ -102,8 +102,7 @@ impl Server {
     pub async fn start_at(config: Config, clock: Clock) -> Result<ServerHandle, StartError> {
         let settings = config.clone();
         let now = clock();
-        let (store, identity) =
-            tokio::task::spawn_blocking(move || open_keys(&settings, now)).await??;
+        let (store, identity) = tokio::task::spawn_blocking(move || open_keys(&settings, now)).await??;
         let settings = config.authoriser.clone();
         let authoriser = tokio::task::spawn_blocking(move || authoriser(settings)).await??;
         let attester = Attester::new(config.nitro_root.as_deref()).map_err(StartError::NitroRoot)?;
@@ -188,7 +187,10 @@ impl Drop for ServerHandle {
 
 /// The system's clock.
 pub(crate) fn system_clock() -> UnixMillis {
-    #[expect(clippy::disallowed_methods, reason = "the server is the outermost layer; below it time is an argument")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the server is the outermost layer; below it time is an argument"
+    )]
     let now = std::time::SystemTime::now();
     let millis = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis();
     UnixMillis(u64::try_from(millis).unwrap_or(u64::MAX))
@@ -312,8 +314,12 @@ impl Connection {
     }
 
     async fn serve_http(self, stream: TlsStream<Stream>) -> Result<(), String> {
-        let certificate =
-            stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|certificate| certificate.to_vec());
+        let certificate = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .map(|certificate| certificate.to_vec());
         let certificate = Arc::new(certificate);
         let activity = Arc::new(Activity::default());
         let service = service_fn({

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use clap::Args;
 use command_line::{Exit, Failure};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 use transport::{BindOptions, Endpoint, Listener};
 
 use crate::{Config, Emulator, PCR_COUNT, PcrValue, serve, system_clock};
@@ -70,7 +69,7 @@ pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> Result<()
     let listener = Listener::bind(&endpoint, BindOptions::default())
         .await
         .map_err(|error| Failure::new(Exit::Internal, error))?;
-    info!(endpoint = %listener.endpoint(), module_id = emulator.module_id(), "listening");
+    command_line::print_line(&format!("listening on {}", listener.endpoint()));
     serve(Arc::new(emulator), listener, shutdown).await;
     Ok(())
 }

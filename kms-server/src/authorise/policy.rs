@@ -136,9 +136,8 @@ impl Policy {
         let mut apps = BTreeMap::new();
         for (name, rule) in file.apps {
             let key = format!("apps.{name}");
-            let app: AppId = name
-                .parse()
-                .map_err(|error: kms_protocol::ids::IdError| value(&key, error.to_string()))?;
+            let app: AppId =
+                name.parse().map_err(|error: kms_protocol::ids::IdError| value(&key, error.to_string()))?;
             let mut registers = Vec::new();
             let required = [
                 ("pcr3", PcrIndex::ROLE, rule.pcr3),

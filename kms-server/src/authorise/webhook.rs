@@ -88,7 +88,8 @@ impl Webhook {
         body: Vec<u8>,
     ) -> Result<T, Refusal> {
         let url = format!("{}{suffix}", self.url.text_with_slash(suffix));
-        let unavailable = |what: String| Refusal::Unavailable(bounded_reason(&format!("auth api {url} {what}")));
+        let unavailable =
+            |what: String| Refusal::Unavailable(bounded_reason(&format!("auth api {url} {what}")));
         let answer = timeout(self.deadline, self.exchange(method, suffix, body)).await;
         let (status, body) = match answer {
             Ok(Ok(answer)) => answer,
@@ -98,7 +99,8 @@ impl Webhook {
         if !status.is_success() {
             return Err(unavailable(format!("returned {status}: {}", String::from_utf8_lossy(&body))));
         }
-        serde_json::from_slice(&body).map_err(|error| unavailable(format!("gave an unexpected answer: {error}")))
+        serde_json::from_slice(&body)
+            .map_err(|error| unavailable(format!("gave an unexpected answer: {error}")))
     }
 
     async fn exchange(
@@ -113,13 +115,11 @@ impl Webhook {
             .header(HOST, &self.url.authority)
             .header(USER_AGENT, AGENT)
             .header(ACCEPT, "*/*");
-        let request = if method == Method::POST {
-            request.header(CONTENT_TYPE, "application/json")
-        } else {
-            request
-        };
         let request =
-            request.body(Full::new(Bytes::from(body))).map_err(|error| format!("cannot be asked: {error}"))?;
+            if method == Method::POST { request.header(CONTENT_TYPE, "application/json") } else { request };
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| format!("cannot be asked: {error}"))?;
         let stream = self
             .url
             .endpoint

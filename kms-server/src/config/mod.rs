@@ -288,7 +288,8 @@ fn check(file: file::File, warnings: &mut Vec<String>) -> Result<Config, ConfigE
             expected: "a host name (letters, digits and hyphens between dots) or an IPv4 address",
         })?),
         _ => {
-            warnings.push("core.onboard.auto_bootstrap_domain is ignored: core.onboard.enabled is false".into());
+            warnings
+                .push("core.onboard.auto_bootstrap_domain is ignored: core.onboard.enabled is false".into());
             None
         }
     };
@@ -418,17 +419,14 @@ fn nitro_root(attestation: &file::Attestation) -> Result<Option<String>, ConfigE
             reason: "another root than AWS's also needs core.attestation.insecure_allow_external_trust_anchors = true",
         });
     }
-    let pem = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let pem =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
     attestation::TrustAnchor::from_pem(&pem)
         .map_err(|error| ConfigError::Syntax { path: path.clone(), reason: error.to_string() })?;
     Ok(Some(pem))
 }
 
-fn authoriser(
-    settings: &file::AuthApi,
-    warnings: &mut Vec<String>,
-) -> Result<AuthoriserConfig, ConfigError> {
+fn authoriser(settings: &file::AuthApi, warnings: &mut Vec<String>) -> Result<AuthoriserConfig, ConfigError> {
     match settings.kind.as_str() {
         "webhook" => {
             let url = WebhookUrl::parse(&settings.webhook.url).map_err(|reason| ConfigError::Value {
@@ -449,7 +447,8 @@ fn authoriser(
         },
         "dev" if settings.danger_allow_dev => {
             warnings.push(
-                "DANGER: core.auth_api.type = \"dev\": every application gets its keys, whatever image asks".into(),
+                "DANGER: core.auth_api.type = \"dev\": every application gets its keys, whatever image asks"
+                    .into(),
             );
             Ok(AuthoriserConfig::DangerAllowAll { gateway_app_id: settings.dev.gateway_app_id.clone() })
         }

@@ -20,11 +20,7 @@ pub(super) enum Authority {
 }
 
 /// A self-signed authority.
-pub(super) fn authority(
-    which: Authority,
-    key: &P256Scalar,
-    now: UnixMillis,
-) -> Result<Certificate, Error> {
+pub(super) fn authority(which: Authority, key: &P256Scalar, now: UnixMillis) -> Result<Certificate, Error> {
     let key = key_pair(key)?;
     let certificate = match which {
         Authority::Root => issue::root_ca(&key, unix_time(now)),

@@ -162,7 +162,8 @@ impl Store {
         let root = issue::authority(Authority::Root, roots.ca(), now)?;
         let rpc = issue::rpc_leaf(domain, &rpc_key, root.der().clone(), roots.ca(), now)?;
         let temp = issue::authority(Authority::Temporary, &temp_key, now)?;
-        let pems = [issue::key_to_pem(roots.ca())?, issue::key_to_pem(&temp_key)?, issue::key_to_pem(&rpc_key)?];
+        let pems =
+            [issue::key_to_pem(roots.ca())?, issue::key_to_pem(&temp_key)?, issue::key_to_pem(&rpc_key)?];
         // The name may stand there alone: it is not a key.
         self.replace(RPC_DOMAIN, Mode::Public, domain.as_str().as_bytes())?;
         let (root_pem, rpc_pem, temp_pem) = (root.pem(), rpc.pem(), temp.pem());

@@ -44,7 +44,8 @@ async fn the_contract_is_kept() {
 
 #[tokio::test]
 async fn description_is_asked_for_without_a_suffix() {
-    let body = r#"{"status":"ok","kmsContractAddr":"0x2","gatewayAppId":"","chainId":7,"appImplementation":"0x3"}"#;
+    let body =
+        r#"{"status":"ok","kmsContractAddr":"0x2","gatewayAppId":"","chainId":7,"appImplementation":"0x3"}"#;
     let (webhook, task) = service(http("200 OK", body)).await;
     assert_eq!(webhook.describe().await.unwrap().unwrap().chain_id, 7);
     assert!(task.await.unwrap().starts_with("GET /auth/ HTTP/1.1\r\n"));
@@ -53,7 +54,10 @@ async fn description_is_asked_for_without_a_suffix() {
 #[tokio::test]
 async fn everything_else_refuses() {
     for (name, answer) in [
-        ("a server error", http("500 Internal Server Error", r#"{"isAllowed":true,"gatewayAppId":"","reason":""}"#)),
+        (
+            "a server error",
+            http("500 Internal Server Error", r#"{"isAllowed":true,"gatewayAppId":"","reason":""}"#),
+        ),
         ("a redirect", http("302 Found", "")),
         ("a missing key", http("200 OK", r#"{"isAllowed":true,"reason":""}"#)),
         ("a wrong type", http("200 OK", r#"{"isAllowed":"yes","gatewayAppId":"","reason":""}"#)),
@@ -70,13 +74,19 @@ async fn everything_else_refuses() {
 #[tokio::test]
 async fn reasons_of_any_length_and_character_are_cut_cleanly() {
     // Upstream dies when byte 512 of an answer falls inside a character.
-    for (name, reason) in [("long", "x".repeat(50_000)), ("multi-byte", "é☃𝄞".repeat(5_000)), ("offset", format!("x{}", "☃".repeat(9_000)))] {
+    for (name, reason) in [
+        ("long", "x".repeat(50_000)),
+        ("multi-byte", "é☃𝄞".repeat(5_000)),
+        ("offset", format!("x{}", "☃".repeat(9_000))),
+    ] {
         let body = serde_json::json!({"isAllowed": false, "gatewayAppId": "", "reason": reason}).to_string();
         let answer = decision(http("200 OK", &body)).await.unwrap();
         let Refusal::Denied { reason } = Refusal::denied(&answer.reason) else { panic!("{name}") };
         assert!(reason.len() <= MAX_REASON && reason.len() > MAX_REASON - 4, "{name}: {}", reason.len());
         // The same in an error status.
-        let Err(Refusal::Unavailable(text)) = decision(http("500 Oops", &body)).await else { panic!("{name}") };
+        let Err(Refusal::Unavailable(text)) = decision(http("500 Oops", &body)).await else {
+            panic!("{name}")
+        };
         assert!(text.len() <= MAX_REASON, "{name}");
     }
     let Refusal::Denied { reason } = Refusal::denied("no\r\nforged: line\u{1b}[31m") else { panic!() };
