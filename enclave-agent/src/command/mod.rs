@@ -1,0 +1,27 @@
+//! The agent's command line, for its own program and for others that offer the same subcommands.
+
+pub mod attest;
+pub mod get_keys;
+
+use clap::Subcommand;
+use command_line::Failure;
+
+/// The agent's subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Prove this enclave to a dstack KMS and fetch the app's keys
+    GetKeys(get_keys::Arguments),
+    /// Print an attestation of this enclave for given report data
+    Attest(attest::Arguments),
+}
+
+/// Runs a subcommand; the answer goes to standard output.
+///
+/// # Errors
+/// A [`Failure`] with its exit code and, where the next step is known, a hint.
+pub async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::GetKeys(arguments) => get_keys::run(arguments).await,
+        Command::Attest(arguments) => attest::run(arguments).await,
+    }
+}
