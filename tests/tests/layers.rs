@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("transport", 1),
     ("eif-builder", 2),
     ("enclave-agent", 2),
+    ("enclave-vm", 2),
     ("host-proxy", 2),
     ("kms-server", 2),
     ("cli", 3),
