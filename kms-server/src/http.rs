@@ -14,7 +14,7 @@ use kms_protocol::wire::webhook::bounded_reason;
 use kms_protocol::wire::{Encoding, ErrorBody, Method, RequestForm, Service, WireMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 use zeroize::Zeroizing;
 
 use crate::config::DEFAULT_BODY_LIMIT;
@@ -207,7 +207,10 @@ impl Http {
 
     fn refused(&self, error: rpc::Error) -> Failure {
         self.kms.metrics.refused(error.name());
-        error.into()
+        let failure = Failure::from(error);
+        // Parts of the text are the client's.
+        info!(error = bounded_reason(&failure.text), "refused");
+        failure
     }
 
     async fn read_body(&self, name: &str, body: Incoming) -> Result<Received, Failure> {

@@ -123,7 +123,7 @@ impl Kms {
             if matches!(refusal, Refusal::Unavailable(_)) {
                 self.metrics.authoriser_failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }
-            warn!(app = %client.app_id, image = %client.os_image_hash, %refusal, "keys refused");
+            info!(app = %client.app_id, image = %client.os_image_hash, %refusal, "not authorised");
         }
         Ok(answer?)
     }

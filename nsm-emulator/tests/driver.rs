@@ -215,3 +215,21 @@ fn impossible_configurations_are_refused() {
         assert!(matches!(Emulator::new(config), Err(nsm_emulator::Error::Clock { .. })), "{millis}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_have_an_answer(mut request in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at: usize) {
+        let emulator = EMULATOR.get_or_init(emulator);
+        let answer: Response = ciborium::from_reader(emulator.process(&request).as_slice()).unwrap();
+        proptest::prop_assert!(matches!(answer, Response::Error(_)));
+        // Bytes near a good request reach further into the decoder.
+        let good = encode(&attestation(Some(b"user data"), None, Some(b"key")));
+        let at = at % good.len();
+        request.truncate(4);
+        let mutant = [&good[..at], &request, &good[at..]].concat();
+        let _answer: Response = ciborium::from_reader(emulator.process(&mutant).as_slice()).unwrap();
+    }
+}
+
+/// Making a chain of certificates for every case would take most of the time.
+static EMULATOR: std::sync::OnceLock<Emulator> = std::sync::OnceLock::new();

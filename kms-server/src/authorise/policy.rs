@@ -24,6 +24,7 @@ use serde::Deserialize;
 
 use super::{Authoriser, Grant, Pending, Refusal};
 use crate::attest::AttestedClient;
+use crate::text::one_line;
 
 /// Longest policy read.
 const MAX_FILE: u64 = 4 << 20;
@@ -118,7 +119,7 @@ impl Policy {
     ///
     /// [`PolicyError::Shape`] and [`PolicyError::Value`].
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
-        let file = toml::from_str(text).map_err(|error| PolicyError::Shape(error.to_string()))?;
+        let file = toml::from_str(text).map_err(|error| PolicyError::Shape(one_line(error)))?;
         Self::check(file)
     }
 
@@ -128,7 +129,7 @@ impl Policy {
     ///
     /// [`PolicyError::Shape`] and [`PolicyError::Value`].
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
-        let file = serde_json::from_str(text).map_err(|error| PolicyError::Shape(error.to_string()))?;
+        let file = serde_json::from_str(text).map_err(|error| PolicyError::Shape(one_line(error)))?;
         Self::check(file)
     }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::authorise::webhook::WebhookUrl;
 use crate::store::Domain;
+use crate::text::one_line;
 
 /// A body may have this many bytes unless `[rpc.limits]` says otherwise.
 pub const DEFAULT_BODY_LIMIT: usize = 10 << 20;
@@ -208,7 +209,7 @@ impl Config {
     pub fn from_toml(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
         let table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
             path: "the given text".into(),
-            reason: error.to_string(),
+            reason: one_line(error),
         })?;
         Self::from_table(table)
     }
@@ -217,7 +218,7 @@ impl Config {
         let mut ignored = Vec::new();
         let file: file::File =
             serde_ignored::deserialize(toml::Value::Table(table), |path| ignored.push(path.to_string()))
-                .map_err(|error| ConfigError::Shape(error.to_string()))?;
+                .map_err(|error| ConfigError::Shape(one_line(error)))?;
         let mut warnings: Vec<String> = ignored.iter().map(|key| ignored_key(key)).collect();
         let config = check(file, &mut warnings)?;
         Ok((config, warnings))
@@ -238,9 +239,9 @@ fn read_layer(path: &Path) -> Result<Option<toml::Table>, ConfigError> {
     let syntax = |reason: String| ConfigError::Syntax { path: path.to_owned(), reason };
     // As upstream does it: what is not named .toml is JSON.
     if path.extension().is_some_and(|extension| extension == "toml") {
-        text.parse().map(Some).map_err(|error: toml::de::Error| syntax(error.to_string()))
+        text.parse().map(Some).map_err(|error: toml::de::Error| syntax(one_line(error)))
     } else {
-        serde_json::from_str(&text).map(Some).map_err(|error| syntax(error.to_string()))
+        serde_json::from_str(&text).map(Some).map_err(|error| syntax(one_line(error)))
     }
 }
 

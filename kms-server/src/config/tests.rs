@@ -134,3 +134,18 @@ fn another_root_needs_both_settings_and_a_certificate() {
     std::fs::write(&root, emulator.root_pem()).unwrap();
     assert_eq!(load(&text).0.nitro_root, Some(emulator.root_pem()));
 }
+
+#[test]
+fn the_example_says_the_defaults() {
+    let (example, warnings) = load(include_str!("../../kms.example.toml"));
+    assert_eq!(warnings, [] as [String; 0]);
+    let (default, _) = load("[rpc.limits]\nGetAppKey = \"1MiB\"");
+    assert_eq!(format!("{example:?}"), format!("{default:?}"));
+}
+
+#[test]
+fn messages_of_parsers_stay_on_one_line() {
+    for text in ["[core.attestation]\nfoo = 1", "[core", "[rpc]\nport = \"x\""] {
+        assert!(!refuse(text).contains('\n'), "{text}");
+    }
+}
