@@ -55,7 +55,10 @@ fn respond(method: &str, path: &str, shared: &Shared) -> Vec<u8> {
         ("GET", "/metrics") => answer::document(200, CONTENT_TYPE, &shared.tell.metrics.render()),
         ("GET", "/healthz") => {
             let max = shared.limits().max_connections;
-            let body = format!("{{\"status\":\"ok\",\"connections\":{},\"max_connections\":{max}}}\n", shared.open());
+            let body = format!(
+                "{{\"status\":\"ok\",\"connections\":{},\"max_connections\":{max}}}\n",
+                shared.open()
+            );
             answer::document(200, "application/json", &body)
         }
         ("GET", _) => answer::document(404, "text/plain", "expected /metrics or /healthz\n"),

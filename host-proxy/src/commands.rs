@@ -48,7 +48,8 @@ impl RunArgs {
     /// # Errors
     /// [`Error`], as for a file.
     pub fn config(&self) -> Result<Config, Error> {
-        let Self { config, listen, allow, check_sni, forward, receive, heartbeat, admin, log_format: _ } = self;
+        let Self { config, listen, allow, check_sni, forward, receive, heartbeat, admin, log_format: _ } =
+            self;
         if let Some(path) = config {
             return file::read(path);
         }
@@ -69,7 +70,8 @@ impl RunArgs {
             services.push(service("forward", at, listen, kind));
         }
         for (at, (listen, path)) in receive.iter().enumerate() {
-            let kind = Kind::Receive(Receive { path: path.clone(), max_bytes: 1 << 20, format: Format::Framed });
+            let kind =
+                Kind::Receive(Receive { path: path.clone(), max_bytes: 1 << 20, format: Format::Framed });
             services.push(service("receive", at, listen, kind));
         }
         for (at, listen) in heartbeat.iter().enumerate() {
@@ -132,7 +134,9 @@ fn check(args: &CheckArgs) -> Result<Exit, Failure> {
     let warnings = warnings(&config);
     if args.json {
         let services: Vec<_> = config.services.iter().map(describe).collect();
-        print_json(&serde_json::json!({ "version": 1, "valid": true, "services": services, "warnings": warnings }));
+        print_json(
+            &serde_json::json!({ "version": 1, "valid": true, "services": services, "warnings": warnings }),
+        );
         return Ok(Exit::Done);
     }
     for service in &config.services {
@@ -171,7 +175,9 @@ fn warnings(config: &Config) -> Vec<String> {
                 }
                 found.extend(egress.rules.entries().iter().flat_map(|entry| entry.rule.warnings()));
                 if egress.plain_http {
-                    found.push(format!("service {name} carries plain HTTP, which the parent can read and change"));
+                    found.push(format!(
+                        "service {name} carries plain HTTP, which the parent can read and change"
+                    ));
                 }
             }
             Kind::Receive(receive) if receive.format == Format::Unframed => {

@@ -90,8 +90,9 @@ mod tests {
     #[test]
     fn families_alternate() {
         let text = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let addresses: Vec<SocketAddr> =
-            ["192.0.2.1:1", "192.0.2.2:1", "[2001:db8::1]:1", "192.0.2.3:1"].map(|a| a.parse().unwrap()).into();
+        let addresses: Vec<SocketAddr> = ["192.0.2.1:1", "192.0.2.2:1", "[2001:db8::1]:1", "192.0.2.3:1"]
+            .map(|a| a.parse().unwrap())
+            .into();
         assert_eq!(text(&interleave(&addresses)), "[2001:db8::1]:1 192.0.2.1:1 192.0.2.2:1 192.0.2.3:1");
     }
 

@@ -112,7 +112,13 @@ pub async fn verdict(text: &str, rules: RuleSet, asker: Asker, addresses: &Fixed
 }
 
 /// The first list that lets the target through decides; otherwise the first list's refusal is told.
-async fn explain(text: &str, lists: &Lists, asker: Asker, fixed: &FixedResolver, may_ask: bool) -> Explanation {
+async fn explain(
+    text: &str,
+    lists: &Lists,
+    asker: Asker,
+    fixed: &FixedResolver,
+    may_ask: bool,
+) -> Explanation {
     let target: Target = match text.parse() {
         Ok(target) => target,
         Err(error) => {
@@ -180,7 +186,13 @@ async fn decide(
     };
     let addresses: Vec<_> = found.into_iter().map(&mut judge).collect();
     if addresses.iter().any(|judged| judged.verdict == Verdict::Allowed) {
-        allowed(text, service, rule, "the rule names the host, and it has an address that may be dialled", addresses)
+        allowed(
+            text,
+            service,
+            rule,
+            "the rule names the host, and it has an address that may be dialled",
+            addresses,
+        )
     } else {
         refused(text, target, service, Some(rule), &last, addresses)
     }

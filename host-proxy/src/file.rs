@@ -28,7 +28,10 @@ pub fn read(path: &Path) -> Result<Config, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
     let size = fs::metadata(path).map_err(failed)?.len();
     if size > MAX_FILE {
-        return Err(Error::Syntax { path: path.to_owned(), message: format!("{size} bytes; expected at most {MAX_FILE}") });
+        return Err(Error::Syntax {
+            path: path.to_owned(),
+            message: format!("{size} bytes; expected at most {MAX_FILE}"),
+        });
     }
     parse(&fs::read_to_string(path).map_err(failed)?, path)
 }
@@ -232,7 +235,8 @@ const RECEIVE_CONNECTIONS: u32 = 4;
 
 impl File {
     fn validate(self) -> Result<Config, Error> {
-        let Self { limits, dns, admin, unix_socket_mode, grace_seconds, egress, forward, receive, heartbeat } = self;
+        let Self { limits, dns, admin, unix_socket_mode, grace_seconds, egress, forward, receive, heartbeat } =
+            self;
         let (limits, tunnel) = limits.split();
         positive("limits", "max_connections", limits.max_connections.into())?;
         positive("limits", "max_connections_per_cid", limits.max_connections_per_cid.into())?;
@@ -358,7 +362,8 @@ fn bounds(service: &str, file: FileTunnel, defaults: TunnelLimits) -> Result<Tun
         connect: seconds("connect_seconds", connect_seconds, defaults.connect)?,
         idle: seconds("idle_seconds", idle_seconds, defaults.idle)?,
         // Zero takes a bound of [limits] away again.
-        total: total_seconds.map_or(defaults.total, |value| NonZeroU64::new(value).map(|v| Duration::from_secs(v.get()))),
+        total: total_seconds
+            .map_or(defaults.total, |value| NonZeroU64::new(value).map(|v| Duration::from_secs(v.get()))),
         bytes_per_second: bytes_per_second.map_or(defaults.bytes_per_second, NonZeroU64::new),
         max_connections: defaults.max_connections,
         splice: splice.unwrap_or(defaults.splice),
@@ -370,14 +375,19 @@ fn cache_times(file: &FileDns) -> Result<CacheTimes, Error> {
     let min = file.min_ttl_seconds.map_or(defaults.min, Duration::from_secs);
     let max = file.max_ttl_seconds.map_or(defaults.max, Duration::from_secs);
     if min > max {
-        return Err(wrong("dns", format!("min_ttl_seconds {} is above max_ttl_seconds {}", min.as_secs(), max.as_secs())));
+        return Err(wrong(
+            "dns",
+            format!("min_ttl_seconds {} is above max_ttl_seconds {}", min.as_secs(), max.as_secs()),
+        ));
     }
     Ok(CacheTimes { min, max })
 }
 
 fn parse_mode(text: &str) -> Result<u32, Error> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
-    mode.ok_or_else(|| wrong("unix_socket_mode", format!("{text:?}; expected an octal mode such as \"0660\"")))
+    mode.ok_or_else(|| {
+        wrong("unix_socket_mode", format!("{text:?}; expected an octal mode such as \"0660\""))
+    })
 }
 
 fn unique_names(service: &str, entries: &[Entry]) -> Result<(), Error> {
@@ -429,7 +439,10 @@ mod tests {
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.cache, CacheTimes::default());
         let egress = &config.services[0];
-        assert_eq!(egress.tunnel, TunnelLimits { max_connections: egress.tunnel.max_connections, ..TunnelLimits::default() });
+        assert_eq!(
+            egress.tunnel,
+            TunnelLimits { max_connections: egress.tunnel.max_connections, ..TunnelLimits::default() }
+        );
     }
 
     #[test]

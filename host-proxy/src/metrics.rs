@@ -73,7 +73,11 @@ impl Metrics {
         registry.register("bytes", "Bytes carried by connections that are over", bytes.clone());
         registry.register("open_connections", "Connections open now", open.clone());
         registry.register("connection_seconds", "Life of connections", seconds.clone());
-        registry.register("accept_errors", "Failed accepts, such as out of descriptors", accept_errors.clone());
+        registry.register(
+            "accept_errors",
+            "Failed accepts, such as out of descriptors",
+            accept_errors.clone(),
+        );
         registry.register("reloads", "Configurations taken since the start", reloads.clone());
         Self { registry, connections, bytes, open, seconds, accept_errors, reloads, no_rule: "-".into() }
     }
@@ -86,7 +90,9 @@ impl Metrics {
         let service = || Name(Arc::clone(&outcome.service));
         let rule = || Name(Arc::clone(outcome.rule.as_ref().unwrap_or(&self.no_rule)));
         self.open.get_or_create(&ServiceLabels { service: service() }).dec();
-        self.connections.get_or_create(&EndLabels { service: service(), rule: rule(), end: outcome.end }).inc();
+        self.connections
+            .get_or_create(&EndLabels { service: service(), rule: rule(), end: outcome.end })
+            .inc();
         self.seconds.observe(outcome.duration.as_secs_f64());
         for (direction, bytes) in [("up", outcome.up), ("down", outcome.down)] {
             if bytes > 0 {

@@ -28,5 +28,6 @@ fn send(state: &str) {
         None => SocketAddr::from_pathname(&path),
     };
     // Nobody to tell, or nobody listening: the service runs all the same.
-    let _untold = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    let _untold =
+        address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
 }

@@ -106,7 +106,8 @@ impl Proxy {
             resolver: RwLock::new(resolver),
             boots: watch::Sender::new(None),
         });
-        let mut proxy = Self { shared, listeners: Vec::new(), admin: None, grace: config.grace, own_resolver };
+        let mut proxy =
+            Self { shared, listeners: Vec::new(), admin: None, grace: config.grace, own_resolver };
         proxy.apply(config).await?;
         Ok(proxy)
     }
@@ -129,7 +130,10 @@ impl Proxy {
 
     /// Where a service listens, by its name; for TCP with the port the system gave.
     pub fn endpoint(&self, service: &str) -> Option<&Endpoint> {
-        self.listeners.iter().find(|running| *running.service.borrow().name == *service).map(|running| &running.bound)
+        self.listeners
+            .iter()
+            .find(|running| *running.service.borrow().name == *service)
+            .map(|running| &running.bound)
     }
 
     /// Everything that is listened on.
@@ -236,7 +240,11 @@ impl Proxy {
         Running { wanted, bound, service, stop, task: tokio::spawn(task) }
     }
 
-    async fn bind_admin(&self, wanted: Option<&Endpoint>, options: BindOptions) -> Result<AdminChange, Error> {
+    async fn bind_admin(
+        &self,
+        wanted: Option<&Endpoint>,
+        options: BindOptions,
+    ) -> Result<AdminChange, Error> {
         if self.admin.as_ref().map(|admin| &admin.wanted) == wanted {
             return Ok(AdminChange::Same);
         }
@@ -272,7 +280,10 @@ enum AdminChange {
 fn fit_limits(wanted: Limits) -> Limits {
     let max_connections = wanted.max_connections.min(descriptors_allow());
     if max_connections < wanted.max_connections {
-        info!(wanted = wanted.max_connections, max_connections, "fewer connections, for the limit of open files");
+        info!(
+            wanted = wanted.max_connections,
+            max_connections, "fewer connections, for the limit of open files"
+        );
     }
     Limits { max_connections, ..wanted }
 }

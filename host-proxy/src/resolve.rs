@@ -77,8 +77,7 @@ impl SystemResolver {
 impl Resolve for SystemResolver {
     fn resolve<'a>(&'a self, name: &'a HostName) -> Answer<'a> {
         Box::pin(async move {
-            let failed =
-                |reason: String| ResolveError { name: name.to_string(), reason };
+            let failed = |reason: String| ResolveError { name: name.to_string(), reason };
             let mut fqdn = Name::from_ascii(name.as_str()).map_err(|error| failed(error.to_string()))?;
             // Complete as it stands: search domains would look up names that no rule allowed.
             fqdn.set_fqdn(true);

@@ -94,7 +94,9 @@ fn gather(mut bytes: &[u8]) -> Result<Vec<u8>, TlsError> {
 
 fn is_whole(message: &[u8]) -> bool {
     match message {
-        [_, a, b, c, rest @ ..] => rest.len() >= (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c)),
+        [_, a, b, c, rest @ ..] => {
+            rest.len() >= (usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c))
+        }
         _ => false,
     }
 }

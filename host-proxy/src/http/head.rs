@@ -295,7 +295,11 @@ mod tests {
             "CONNECT H.Example:443 HTTP/1.1\r\nHost:\t h.example:443 \t\r\nX-Obs: caf\u{e9}\r\n\r\n",
         ] {
             let parsed = parse(head.as_bytes(), MAX);
-            assert_eq!(parsed, Ok(Some(Head { request: connect("h.example:443"), len: head.len() })), "{head:?}");
+            assert_eq!(
+                parsed,
+                Ok(Some(Head { request: connect("h.example:443"), len: head.len() })),
+                "{head:?}"
+            );
         }
         let head = b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]\r\n\r\n";
         assert_eq!(parse(head, MAX).unwrap().unwrap().request, connect("[2001:db8::1]:443"));

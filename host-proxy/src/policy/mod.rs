@@ -238,7 +238,8 @@ impl Refusal {
             _ => literal,
         };
         if asked.is_some_and(|address| classify(address) == AddressClass::Metadata) {
-            return "this is a metadata service, which hands out the parent's credentials to whoever asks".to_owned();
+            return "this is a metadata service, which hands out the parent's credentials to whoever asks"
+                .to_owned();
         }
         match self {
             Self::NoRule | Self::Port { .. } => format!("to allow it, add the rule {target}"),

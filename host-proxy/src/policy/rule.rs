@@ -81,7 +81,9 @@ impl Rule {
                 found.push(format!("rule {self} opens a large part of all addresses"));
             }
             HostPattern::Net(net) if classify(net.network()) == AddressClass::Metadata => {
-                found.push(format!("rule {self} opens a metadata service, which hands out the parent's credentials"));
+                found.push(format!(
+                    "rule {self} opens a metadata service, which hands out the parent's credentials"
+                ));
             }
             _ => {}
         }
@@ -184,7 +186,9 @@ fn parse_net(text: &str) -> Result<IpNet, RuleReason> {
         return Err(RuleReason::HostBits(net.trunc()));
     }
     match net {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 && v6.addr().to_ipv4_mapped().is_some() => Err(RuleReason::Mapped),
+        IpNet::V6(v6) if v6.prefix_len() >= 96 && v6.addr().to_ipv4_mapped().is_some() => {
+            Err(RuleReason::Mapped)
+        }
         _ => Ok(net),
     }
 }
@@ -290,7 +294,8 @@ mod tests {
             ("[::ffff:1.2.3.0/120]:443", "write it as IPv4"),
             ("bücher.example:443", "punycode"),
         ] {
-            let error = text.parse::<Rule>().map_or_else(|e| e.to_string(), |rule| format!("accepted as {rule}"));
+            let error =
+                text.parse::<Rule>().map_or_else(|e| e.to_string(), |rule| format!("accepted as {rule}"));
             assert!(error.contains(expected), "{text:?}: {error}");
         }
     }

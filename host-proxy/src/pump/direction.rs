@@ -162,7 +162,11 @@ impl Direction {
             if buffer.is_empty() {
                 buffer.resize(BUFFER, 0);
             }
-            let limit = if STALLED.load(Ordering::Relaxed) > STALLED_BUDGET { limit.min(SMALL_BUFFER) } else { limit };
+            let limit = if STALLED.load(Ordering::Relaxed) > STALLED_BUDGET {
+                limit.min(SMALL_BUFFER)
+            } else {
+                limit
+            };
             let mut read = ReadBuf::new(&mut buffer[..limit]);
             match Pin::new(&mut *from).poll_read(cx, &mut read) {
                 Poll::Pending => return Poll::Pending,

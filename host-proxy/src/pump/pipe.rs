@@ -53,7 +53,8 @@ impl Lease {
     /// Moves up to `limit` bytes from the socket into the empty pipe; 0 is the end of the stream.
     pub(crate) fn fill(&mut self, from: &Stream, limit: usize) -> io::Result<usize> {
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        let moved = from.try_io(Interest::READABLE, || Ok(splice(from, None, &pipe.write, None, limit, FLAGS)?))?;
+        let moved =
+            from.try_io(Interest::READABLE, || Ok(splice(from, None, &pipe.write, None, limit, FLAGS)?))?;
         self.held += moved;
         Ok(moved)
     }
@@ -61,7 +62,8 @@ impl Lease {
     /// Moves what the pipe holds into the socket, as far as the socket takes it.
     pub(crate) fn drain(&mut self, to: &Stream) -> io::Result<usize> {
         let Some(pipe) = &self.pipe else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        let moved = to.try_io(Interest::WRITABLE, || Ok(splice(&pipe.read, None, to, None, self.held, FLAGS)?))?;
+        let moved =
+            to.try_io(Interest::WRITABLE, || Ok(splice(&pipe.read, None, to, None, self.held, FLAGS)?))?;
         self.held -= moved;
         Ok(moved)
     }

@@ -131,9 +131,15 @@ async fn negotiate(
         Request::Absolute(target) if egress.plain_http => (target, true),
         Request::Absolute(target) => {
             record.target = Some(target.to_string());
-            return Err(No::new(405, "plain-http-not-allowed", "a plain HTTP request; only CONNECT is served"));
+            return Err(No::new(
+                405,
+                "plain-http-not-allowed",
+                "a plain HTTP request; only CONNECT is served",
+            ));
         }
-        Request::Origin { .. } => return Err(No::new(400, "not-a-proxy-request", "a request without a host")),
+        Request::Origin { .. } => {
+            return Err(No::new(400, "not-a-proxy-request", "a request without a host"));
+        }
     };
     record.target = Some(target.to_string());
     let admission = egress.rules.admit(&target, asker, is_own_address)?;
@@ -154,7 +160,8 @@ async fn negotiate(
             resolve_judged(name, target.port, &egress.rules, asker, shared, deadline).await?
         }
     };
-    let (mut upstream, address) = dial(&addresses, deadline).await.map_err(|error| not_connected(&error, &addresses))?;
+    let (mut upstream, address) =
+        dial(&addresses, deadline).await.map_err(|error| not_connected(&error, &addresses))?;
     record.address = Some(address);
     let check_sni = match (&target.host, entry.check_sni) {
         (Host::Name(name), true) => Some(name.clone()),
@@ -188,7 +195,13 @@ async fn read_head(client: &mut Stream, limits: &TunnelLimits) -> Result<(Head, 
             }
             // Somebody looked whether the port is open.
             Ok(Ok(0)) if before == 0 => return Err(No { status: 0, reason: "probe", detail: None }),
-            Ok(Ok(0)) => return Err(No::new(0, "head-cut", format!("{before} bytes of a request head, then the end"))),
+            Ok(Ok(0)) => {
+                return Err(No::new(
+                    0,
+                    "head-cut",
+                    format!("{before} bytes of a request head, then the end"),
+                ));
+            }
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(No::new(0, "client-reset", error)),
         }
@@ -262,13 +275,19 @@ async fn check_sni(
         match tls::server_name(early) {
             Ok(tls::Hello::Incomplete) => {}
             Ok(tls::Hello::Named(name)) if name == *expected => return Ok(()),
-            Ok(tls::Hello::Named(name)) => return Err(("sni-differs", format!("the ClientHello names {name}"))),
-            Ok(tls::Hello::Unnamed) => return Err(("sni-missing", "the ClientHello names no server".to_owned())),
+            Ok(tls::Hello::Named(name)) => {
+                return Err(("sni-differs", format!("the ClientHello names {name}")));
+            }
+            Ok(tls::Hello::Unnamed) => {
+                return Err(("sni-missing", "the ClientHello names no server".to_owned()));
+            }
             Err(error) => return Err(("not-tls", error.to_string())),
         }
         early.reserve(CHUNK);
         match timeout_at(deadline, client.read_buf(early)).await {
-            Err(_elapsed) => return Err(("hello-timeout", format!("no ClientHello within {:?}", limits.head))),
+            Err(_elapsed) => {
+                return Err(("hello-timeout", format!("no ClientHello within {:?}", limits.head)));
+            }
             Ok(Ok(0)) => return Err(("hello-cut", "the end before a whole ClientHello".to_owned())),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(("client-reset", error.to_string())),

@@ -19,7 +19,12 @@ pub const PORT: u32 = 9000;
 /// The byte that goes both ways.
 pub const BEAT: u8 = 0xb7;
 
-pub(crate) async fn serve(mut stream: Stream, limits: &TunnelLimits, record: &mut Record, shared: &Arc<Shared>) {
+pub(crate) async fn serve(
+    mut stream: Stream,
+    limits: &TunnelLimits,
+    record: &mut Record,
+    shared: &Arc<Shared>,
+) {
     match within(limits.head, beat(&mut stream)).await {
         Some(Ok(())) => {
             record.end = "finished";

@@ -41,9 +41,15 @@ pub(crate) async fn serve(stream: Stream, peer: Peer, service: Arc<Service>, sha
         }
     };
     match &service.kind {
-        Kind::Egress(egress) => egress::serve(stream, egress, &service.tunnel, asker, &shared, &mut record).await,
-        Kind::Forward(forward) => forward::serve(stream, forward, &service.tunnel, asker, &shared, &mut record).await,
-        Kind::Receive(receive) => Box::pin(receive::serve(stream, receive, &service.tunnel, &mut record)).await,
+        Kind::Egress(egress) => {
+            egress::serve(stream, egress, &service.tunnel, asker, &shared, &mut record).await
+        }
+        Kind::Forward(forward) => {
+            forward::serve(stream, forward, &service.tunnel, asker, &shared, &mut record).await
+        }
+        Kind::Receive(receive) => {
+            Box::pin(receive::serve(stream, receive, &service.tunnel, &mut record)).await
+        }
         Kind::Heartbeat => Box::pin(heartbeat::serve(stream, &service.tunnel, &mut record, &shared)).await,
     }
     // Counted out before the record tells the end: who waits for the outcome finds the place free.

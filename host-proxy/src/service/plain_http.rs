@@ -17,7 +17,8 @@ pub(super) fn rewrite(bytes: &[u8], head_len: usize, target: &Target) -> Option<
     let path = after.iter().position(|b| matches!(b, b'/' | b'?')).map_or(&b""[..], |at| &after[at..]);
     let slash: &[u8] = if path.starts_with(b"/") { b"" } else { b"/" };
     let host = target.to_string();
-    let mut out = [method, b" ", slash, path, b" ", version, b"\r\nHost: ", host.as_bytes(), b"\r\n"].concat();
+    let mut out =
+        [method, b" ", slash, path, b" ", version, b"\r\nHost: ", host.as_bytes(), b"\r\n"].concat();
     for line in lines.take_while(|line| !line.is_empty()) {
         let name = line.split(|b| *b == b':').next()?;
         if !DROPPED.iter().any(|dropped| name.eq_ignore_ascii_case(dropped)) {
@@ -40,9 +41,11 @@ mod tests {
                     Content-Length: 2\r\nConnection: keep-alive\r\n\r\n";
         let bytes = format!("{head}ab");
         let out = rewrite(bytes.as_bytes(), head.len(), &"h.example:80".parse().unwrap()).unwrap();
-        let expected = "POST /a?b HTTP/1.1\r\nHost: h.example:80\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab";
+        let expected =
+            "POST /a?b HTTP/1.1\r\nHost: h.example:80\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
-        let out = rewrite(b"GET http://h.example HTTP/1.1\r\n\r\n", 33, &"h.example:80".parse().unwrap()).unwrap();
+        let out =
+            rewrite(b"GET http://h.example HTTP/1.1\r\n\r\n", 33, &"h.example:80".parse().unwrap()).unwrap();
         assert!(out.starts_with(b"GET / HTTP/1.1\r\n"));
     }
 }

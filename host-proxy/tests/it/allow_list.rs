@@ -352,14 +352,22 @@ async fn pitfall_18_connect_as_an_open_relay() {
     let mut rig = Rig::egress(&[&rule], Default::default()).await;
     for (request, expected) in [
         (format!("GET http://{address}/ HTTP/1.1\r\nHost: {address}\r\n\r\n"), 405),
-        (format!("PUT http://169.254.169.254/latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n"), 405),
+        (
+            "PUT http://169.254.169.254/latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n"
+                .to_owned(),
+            405,
+        ),
         ("GET /latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n".to_owned(), 400),
         ("CONNECT 127.0.0.1:22 HTTP/1.1\r\n\r\n".to_owned(), 403),
         ("CONNECT evil.example.org:443 HTTP/1.1\r\n\r\n".to_owned(), 403),
     ] {
         let mut client = rig.dial().await;
         tokio::io::AsyncWriteExt::write_all(&mut client, request.as_bytes()).await.unwrap();
-        assert_eq!(crate::support::status(&crate::support::read_head(&mut client).await), expected, "{request:?}");
+        assert_eq!(
+            crate::support::status(&crate::support::read_head(&mut client).await),
+            expected,
+            "{request:?}"
+        );
         drop(client);
         let outcome = rig.outcome().await;
         assert_eq!((outcome.up, outcome.down), (0, 0), "{request:?}");

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use host_proxy::Options;
 use host_proxy::config::{Config, Service};
 use host_proxy::limits::Limits;
 use host_proxy::policy::RuleSet;
-use host_proxy::Options;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
@@ -14,7 +14,8 @@ use crate::support::{Rig, connect, dial, listen, read_head, rules, soon, status,
 #[tokio::test]
 async fn at_the_limit_there_is_an_answer() {
     let (listener, address) = listen().await;
-    let service = Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&[&address.to_string()]));
+    let service =
+        Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&[&address.to_string()]));
     let mut config = Config::new(vec![service]).unwrap();
     config.limits = Limits { max_connections: 2, max_connections_per_cid: 2 };
     let mut rig = Rig::start(config, Options::default()).await;
@@ -24,7 +25,10 @@ async fn at_the_limit_there_is_an_answer() {
     // Told before it has said a word.
     let head = read_head(&mut third).await;
     assert_eq!(status(&head), 503);
-    assert!(head.contains("Retry-After: 1\r\n") && head.contains("X-Host-Proxy: limit-connections\r\n"), "{head}");
+    assert!(
+        head.contains("Retry-After: 1\r\n") && head.contains("X-Host-Proxy: limit-connections\r\n"),
+        "{head}"
+    );
     drop(third);
     assert_eq!(rig.outcome().await.end, "limit-connections");
     // A place that is free again is taken by the next.
@@ -60,7 +64,8 @@ async fn rules_and_services_have_limits_of_their_own() {
 
 #[tokio::test]
 async fn a_service_for_context_ids_is_not_for_others() {
-    let mut service = Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&["a.example:443"]));
+    let mut service =
+        Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&["a.example:443"]));
     service.cids = Some(vec![16]);
     let mut rig = Rig::start(Config::new(vec![service]).unwrap(), Options::default()).await;
     let mut client = rig.dial().await;
@@ -74,7 +79,8 @@ async fn a_burst_of_20000_attempts_leaves_others_alone() {
     const ATTEMPTS: usize = 20_000;
     const AT_ONCE: usize = 250;
     let (listener, address) = listen().await;
-    let service = Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&[&address.to_string()]));
+    let service =
+        Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&[&address.to_string()]));
     let mut config = Config::new(vec![service]).unwrap();
     config.limits.max_connections = 64;
     let rig = Rig::start(config, Options::default()).await;
@@ -114,7 +120,8 @@ async fn a_burst_of_20000_attempts_leaves_others_alone() {
 #[tokio::test]
 async fn the_stop_lets_connections_end_and_cuts_the_rest() {
     let (listener, address) = listen().await;
-    let service = Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&[&address.to_string()]));
+    let service =
+        Service::egress("egress", "tcp:127.0.0.1:0".parse().unwrap(), rules(&[&address.to_string()]));
     let mut config = Config::new(vec![service]).unwrap();
     config.grace = Duration::from_millis(200);
     let mut rig = Rig::start(config.clone(), Options::default()).await;
@@ -141,7 +148,9 @@ async fn a_new_configuration_leaves_connections_alone() {
     let (listener, address) = listen().await;
     let (other, other_address) = listen().await;
     let listen_on: transport::Endpoint = "tcp:127.0.0.1:0".parse().unwrap();
-    let config = |rule: String| Config::new(vec![Service::egress("egress", listen_on.clone(), rules(&[&rule]))]).unwrap();
+    let config = |rule: String| {
+        Config::new(vec![Service::egress("egress", listen_on.clone(), rules(&[&rule]))]).unwrap()
+    };
     let mut rig = Rig::start(config(address.to_string()), Options::default()).await;
     let (mut client, mut server) = tunnel(&rig, &listener).await;
     rig.proxy.reload(config(other_address.to_string())).await.unwrap();
@@ -153,7 +162,11 @@ async fn a_new_configuration_leaves_connections_alone() {
     tunnel(&rig, &other).await;
     // A configuration that cannot be opened changes nothing.
     let mut broken = config(address.to_string());
-    broken.services.push(Service::egress("second", format!("tcp:{address}").parse().unwrap(), RuleSet::default()));
+    broken.services.push(Service::egress(
+        "second",
+        format!("tcp:{address}").parse().unwrap(),
+        RuleSet::default(),
+    ));
     rig.proxy.reload(broken).await.unwrap_err();
     tunnel(&rig, &other).await;
 }

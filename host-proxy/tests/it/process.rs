@@ -46,7 +46,12 @@ impl Running {
     async fn logged(&mut self, text: &str) -> String {
         soon(text, async {
             loop {
-                let line = self.log.next_line().await.unwrap().unwrap_or_else(|| panic!("the log ends before {text}"));
+                let line = self
+                    .log
+                    .next_line()
+                    .await
+                    .unwrap()
+                    .unwrap_or_else(|| panic!("the log ends before {text}"));
                 if line.contains(text) {
                     return line;
                 }
@@ -132,7 +137,8 @@ async fn out_of_descriptors_is_survived_and_told() {
     // Those over the limit hear about it, the others are waited for.
     for client in &mut open {
         let mut answer = [0; 12];
-        let read = tokio::time::timeout(std::time::Duration::from_millis(20), client.read_exact(&mut answer)).await;
+        let read =
+            tokio::time::timeout(std::time::Duration::from_millis(20), client.read_exact(&mut answer)).await;
         if let Ok(Ok(_)) = read {
             assert_eq!(&answer, b"HTTP/1.1 503");
             told += 1;
@@ -194,7 +200,10 @@ async fn hangup_takes_the_new_file_and_keeps_connections() {
     drop((client, server));
     let line = proxy.logged("\"end\":\"finished\"").await;
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-    assert_eq!((line["fields"]["up"].as_u64(), line["fields"]["rule"].as_str()), (Some(10), Some(&*address.to_string())));
+    assert_eq!(
+        (line["fields"]["up"].as_u64(), line["fields"]["rule"].as_str()),
+        (Some(10), Some(&*address.to_string()))
+    );
 }
 
 #[tokio::test]
@@ -214,7 +223,10 @@ async fn metrics_and_health_are_on_a_socket_of_their_own() {
         let found = soon(path, async {
             loop {
                 let mut stream = endpoint.connect(crate::support::PATIENCE).await.unwrap();
-                stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n").as_bytes()).await.unwrap();
+                stream
+                    .write_all(format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n").as_bytes())
+                    .await
+                    .unwrap();
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
                 if answer.contains(expected) {
@@ -244,12 +256,17 @@ async fn explain_says_which_rule_decides() {
     let (code, out, _) = run(&[&["explain"][..], &list, &["KMS.example.com:12001"]].concat()).await;
     assert_eq!(code, Some(0));
     assert!(out.starts_with("allowed KMS.example.com:12001\n  rule: kms.example.com:12001\n"), "{out}");
-    let (code, out, _) = run(&[&["explain", "--json"][..], &list, &["kms.example.com:12001", "evil:1"]].concat()).await;
+    let (code, out, _) =
+        run(&[&["explain", "--json"][..], &list, &["kms.example.com:12001", "evil:1"]].concat()).await;
     assert_eq!(code, Some(3), "one refusal is a refusal");
     let told: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(told["version"], 1);
-    assert_eq!((&told["targets"][0]["verdict"], &told["targets"][1]["reason"]), (&"allowed".into(), &"no-rule".into()));
-    let bound = ["explain", "--allow", "a.example:443", "--resolve", "a.example=169.254.169.254", "a.example:443"];
+    assert_eq!(
+        (&told["targets"][0]["verdict"], &told["targets"][1]["reason"]),
+        (&"allowed".into(), &"no-rule".into())
+    );
+    let bound =
+        ["explain", "--allow", "a.example:443", "--resolve", "a.example=169.254.169.254", "a.example:443"];
     let (code, out, _) = run(&bound).await;
     assert_eq!(code, Some(3));
     assert!(out.contains("169.254.169.254 is metadata") && out.contains("parent's credentials"), "{out}");
@@ -263,7 +280,11 @@ async fn wrong_use_is_told_with_a_hint() {
         (&["--listen", "tcp:127.0.0.1:0", "--allow", "*:443"][..], 2, "no allow-list"),
         (&["check", "/nonexistent.toml"][..], 2, "cannot read the configuration"),
         (&["explain", "--allow", "a.example:443"][..], 2, "TARGET"),
-        (&["wait-for-boot", "--listen", "tcp:127.0.0.1:0", "--timeout", "0"][..], 4, "hint: is the enclave running?"),
+        (
+            &["wait-for-boot", "--listen", "tcp:127.0.0.1:0", "--timeout", "0"][..],
+            4,
+            "hint: is the enclave running?",
+        ),
     ] {
         let (got, _, err) = run(args).await;
         assert_eq!(got, Some(code), "{args:?}: {err}");
@@ -278,5 +299,8 @@ async fn check_reads_the_example() {
     assert_eq!(code, Some(0));
     assert!(out.contains("vsock:any:3128") && out.contains("forward to vsock:16:8443"), "{out}");
     let (code, out, _) = run(&["check", "--json", example]).await;
-    assert_eq!((code, serde_json::from_str::<serde_json::Value>(&out).unwrap()["valid"].as_bool()), (Some(0), Some(true)));
+    assert_eq!(
+        (code, serde_json::from_str::<serde_json::Value>(&out).unwrap()["valid"].as_bool()),
+        (Some(0), Some(true))
+    );
 }

@@ -49,7 +49,10 @@ impl Receiver {
 
     /// What lies beside the file: nothing, whatever was sent.
     fn leftovers(&self) -> usize {
-        fs::read_dir(self.folder.path()).unwrap().filter(|entry| entry.as_ref().unwrap().path() != self.path).count()
+        fs::read_dir(self.folder.path())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().path() != self.path)
+            .count()
     }
 }
 
@@ -84,7 +87,8 @@ async fn what_is_not_whole_is_not_stored() {
     other[4] = 2;
     let long = header(&vec![0; usize::try_from(MAX).unwrap() + 1]);
     let refusal = |status| answer(status, [0; 32]).to_vec();
-    let cases: [(&[&[u8]], &str, Vec<u8>); 7] = [
+    type Case<'a> = (&'a [&'a [u8]], &'a str, Vec<u8>);
+    let cases: [Case<'_>; 7] = [
         (&[], "probe", vec![]),
         (&[&head[..20]], "message-cut", vec![]),
         (&[&head], "message-cut", vec![]),

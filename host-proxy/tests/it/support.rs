@@ -18,7 +18,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for `future`, and fails the test when it takes too long.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing happened in {PATIENCE:?}"))
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("{what}: nothing happened in {PATIENCE:?}"))
 }
 
 pub(crate) fn rules(texts: &[&str]) -> RuleSet {

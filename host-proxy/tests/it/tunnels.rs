@@ -138,9 +138,14 @@ async fn pitfall_23_smuggling() {
     client.shutdown().await.unwrap();
     assert_eq!(read_all(&mut server).await, b"CONNECT 169.254.169.254:80 HTTP/1.1\r\n\r\n");
     // Lengths and codings make no sense on a CONNECT.
-    for line in ["Content-Length: 5", "Transfer-Encoding: chunked", "content-length: 0", "Host: other.example:443"] {
+    for line in
+        ["Content-Length: 5", "Transfer-Encoding: chunked", "content-length: 0", "Host: other.example:443"]
+    {
         let mut client = rig.dial().await;
-        client.write_all(format!("CONNECT {address} HTTP/1.1\r\n{line}\r\n\r\nhello").as_bytes()).await.unwrap();
+        client
+            .write_all(format!("CONNECT {address} HTTP/1.1\r\n{line}\r\n\r\nhello").as_bytes())
+            .await
+            .unwrap();
         assert_eq!(status(&read_head(&mut client).await), 400, "{line}");
         assert!(!read_all(&mut client).await.is_empty(), "the answer has a body that says why");
     }

@@ -22,17 +22,21 @@ async fn pitfall_22_vsock_itself() {
     let mut service = Service::egress("egress", listen_on, host_proxy::policy::RuleSet::new(entries));
     let config = Config::new(vec![service.clone()]).unwrap();
     let (observer, mut outcomes) = observer();
-    let proxy = match host_proxy::Proxy::start_with(config, Options { observer: Some(observer), resolver: None }).await {
-        Ok(proxy) => proxy,
-        Err(error) => return println!("skipped: no vsock on this kernel: {error}"),
-    };
+    let proxy =
+        match host_proxy::Proxy::start_with(config, Options { observer: Some(observer), resolver: None })
+            .await
+        {
+            Ok(proxy) => proxy,
+            Err(error) => return println!("skipped: no vsock on this kernel: {error}"),
+        };
     let local: Endpoint = format!("vsock:1:{PORT}").parse().unwrap();
     let stream = match local.connect(Duration::from_secs(5)).await {
         Ok(stream) => stream,
         Err(error) => return println!("skipped: no vsock loopback on this kernel: {error}"),
     };
     let target = ConnectTarget::new(address.ip().to_string().parse().unwrap(), address.port());
-    let mut tunnel = soon("the tunnel", connect_through(stream, &target, Duration::from_secs(5))).await.unwrap();
+    let mut tunnel =
+        soon("the tunnel", connect_through(stream, &target, Duration::from_secs(5))).await.unwrap();
     let (mut server, _) = soon("the target's connection", listener.accept()).await.unwrap();
     tunnel.write_all(b"from the enclave").await.unwrap();
     tunnel.shutdown().await.unwrap();
