@@ -59,7 +59,7 @@ fn fields_of_the_wrong_type() {
         if kind != "bytes" {
             let pcr = world.document().set("pcrs", map(&[(uint(0), item.clone())]));
             cases.add(format!("pcr-is-{kind}"), "cbor-wrong-type", pcr.sign());
-            let bundle = world.document().set("cabundle", array(&[item.clone()]));
+            let bundle = world.document().set("cabundle", array(std::slice::from_ref(&item)));
             cases.add(format!("cabundle-entry-is-{kind}"), "cbor-wrong-type", bundle.sign());
         }
         if kind != "unsigned" {

@@ -90,12 +90,6 @@ impl World {
         Document::new(self, chain)
     }
 
-    /// Verifies without a cache.
-    pub(crate) fn verify_quickly(&self, evidence: &Evidence) -> Result<VerifiedDocument, Error> {
-        let anchor = TrustAnchor::from_der(&evidence.root).unwrap();
-        Verifier::new(anchor).verify(&evidence.bytes, UnixMillis::from_secs(NOW))
-    }
-
     /// Verifies at [`NOW`] under the root of the evidence, without and with a cache.
     pub(crate) fn verify(&self, evidence: &Evidence) -> Result<VerifiedDocument, Error> {
         self.verify_at(evidence, UnixMillis::from_secs(NOW))

@@ -50,7 +50,7 @@ pub(crate) fn name(common: &str) -> Vec<u8> {
 pub(crate) fn utc_time(secs: u64) -> Vec<u8> {
     let (days, rest) = (secs / 86_400, secs % 86_400);
     let (mut year, mut day) = (1970, days);
-    let leap = |year: u64| year % 4 == 0; // no century other than 2000 is in reach
+    let leap = |year: u64| year.is_multiple_of(4); // no century other than 2000 is in reach
     while day >= 365 + u64::from(leap(year)) {
         day -= 365 + u64::from(leap(year));
         year += 1;
