@@ -47,11 +47,7 @@ pub struct Retry {
 impl Default for Retry {
     /// Five attempts, pauses up to 0.25, 0.5, 1 and 2 s, never over 5 s.
     fn default() -> Self {
-        Self {
-            attempts: 5,
-            first_pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(5),
-        }
+        Self { attempts: 5, first_pause: Duration::from_millis(250), longest_pause: Duration::from_secs(5) }
     }
 }
 
@@ -59,7 +55,8 @@ impl Retry {
     /// The pause before attempt `next` (the second is 2): a random part of a doubling limit, so that many enclaves
     /// started together do not come back together, and never less than the KMS asked for.
     pub(crate) fn pause(&self, next: u32, asked: Option<Duration>, random: u16) -> Duration {
-        let doubled = self.first_pause.saturating_mul(1_u32.checked_shl(next.saturating_sub(2)).unwrap_or(u32::MAX));
+        let doubled =
+            self.first_pause.saturating_mul(1_u32.checked_shl(next.saturating_sub(2)).unwrap_or(u32::MAX));
         let limit = doubled.min(self.longest_pause);
         // Between half of the limit and all of it.
         let jittered = limit / 2 + limit / 2 * u32::from(random) / u32::from(u16::MAX);

@@ -191,9 +191,10 @@ impl Error {
                 _ => Exit::Internal,
             },
             Self::Connect(transport::Error::NotConnectable { .. }) => Exit::Usage,
-            Self::Connect(_) | Self::HandshakeTimedOut { .. } | Self::Handshake { .. } | Self::TimedOut { .. } => {
-                Exit::NoAnswer
-            }
+            Self::Connect(_)
+            | Self::HandshakeTimedOut { .. }
+            | Self::Handshake { .. }
+            | Self::TimedOut { .. } => Exit::NoAnswer,
             Self::Call { source, .. } => match source {
                 HttpError::Refused { .. } => Exit::Refused,
                 HttpError::Busy { .. } | HttpError::TimedOut { .. } => Exit::NoAnswer,
@@ -227,11 +228,15 @@ impl Error {
             Self::Evidence(EvidenceError::ClockSkew { .. }) => {
                 "set this machine's clock; the KMS refuses documents and certificates by their time"
             }
-            Self::Proxy(_) => "give --proxy vsock:3:PORT, unix:PATH or tcp:HOST:PORT, or set HTTPS_PROXY to http://HOST:PORT",
+            Self::Proxy(_) => {
+                "give --proxy vsock:3:PORT, unix:PATH or tcp:HOST:PORT, or set HTTPS_PROXY to http://HOST:PORT"
+            }
             Self::Connect(transport::Error::Resolve { .. }) => {
                 "check the host name in --kms-url; an enclave has no DNS, so there --proxy is needed, which resolves names itself"
             }
-            Self::Connect(_) => "check host and port, that the KMS (or the proxy) is running, and that nothing filters the port",
+            Self::Connect(_) => {
+                "check host and port, that the KMS (or the proxy) is running, and that nothing filters the port"
+            }
             Self::Tunnel { source: transport::connect::Error::Status { status: 403, .. }, .. } => {
                 "allow the KMS's host and port in the proxy's list"
             }
@@ -240,8 +245,12 @@ impl Error {
             }
             Self::Tunnel { .. } => "check that the proxy speaks HTTP CONNECT and can reach the KMS",
             Self::Untrusted { name, .. } => untrusted_hint(name)?,
-            Self::Alert { .. } => "the KMS did not take this enclave's certificate; compare the clocks of both machines",
-            Self::NotTls { .. } => "check the port in --kms-url: the KMS's main listener speaks HTTPS, its onboarding page does not",
+            Self::Alert { .. } => {
+                "the KMS did not take this enclave's certificate; compare the clocks of both machines"
+            }
+            Self::NotTls { .. } => {
+                "check the port in --kms-url: the KMS's main listener speaks HTTPS, its onboarding page does not"
+            }
             Self::HandshakeTimedOut { .. } | Self::Handshake { .. } => {
                 "something accepts connections there but does not answer; look at the KMS's log and at the proxy's"
             }
@@ -254,9 +263,15 @@ impl Error {
             Self::Call { source: HttpError::Busy { .. } | HttpError::TimedOut { .. }, .. } => {
                 "try again later, or look at the KMS's log: its authoriser may not be answering"
             }
-            Self::Call { .. } | Self::Answer { .. } => "check that --kms-url is a dstack KMS and not another service",
-            Self::OtherRoot { .. } => "the KMS, or somebody on the way, changed its root CA; do not use its keys before you know why",
-            Self::KeySignature { .. } => "compare --kms-k256-pubkey with k256_pubkey in the KMS's GetMeta, over a way you trust",
+            Self::Call { .. } | Self::Answer { .. } => {
+                "check that --kms-url is a dstack KMS and not another service"
+            }
+            Self::OtherRoot { .. } => {
+                "the KMS, or somebody on the way, changed its root CA; do not use its keys before you know why"
+            }
+            Self::KeySignature { .. } => {
+                "compare --kms-k256-pubkey with k256_pubkey in the KMS's GetMeta, over a way you trust"
+            }
             Self::OtherImage { .. } => "the KMS mixed up images or is not one to trust",
             Self::GaveUp { source, .. } => source.hint()?,
             Self::TimedOut { source: Some(source), .. } => source.hint()?,
@@ -268,14 +283,20 @@ impl Error {
 
 fn untrusted_hint(name: &str) -> Option<&'static str> {
     Some(match name {
-        "server-not-issued-by-root" => "compare --root-ca with the KMS's root-ca.crt, obtained over a way you trust",
+        "server-not-issued-by-root" => {
+            "compare --root-ca with the KMS's root-ca.crt, obtained over a way you trust"
+        }
         "server-wrong-name" => "use the host name the KMS was bootstrapped with in --kms-url",
         "server-certificate-expired" => {
             "restart the KMS, which renews its certificate, or set this machine's clock"
         }
         "server-certificate-not-yet-valid" => "set this machine's clock",
-        "server-wrong-usage" => "another certificate of the same root answers there, such as an app's: this is not the KMS",
-        "server-no-evidence" => "the KMS must put evidence into its certificate (attest_rpc_cert), or be pinned by --root-ca",
+        "server-wrong-usage" => {
+            "another certificate of the same root answers there, such as an app's: this is not the KMS"
+        }
+        "server-no-evidence" => {
+            "the KMS must put evidence into its certificate (attest_rpc_cert), or be pinned by --root-ca"
+        }
         "server-policy" => "compare the KMS's measurements with --kms-policy",
         _ => return None,
     })

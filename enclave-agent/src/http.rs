@@ -322,7 +322,8 @@ mod tests {
 
     #[tokio::test]
     async fn redirects_are_not_followed() {
-        for status in ["301 Moved", "302 Found", "307 Temporary Redirect", "404 Not Found", "204 No Content"] {
+        for status in ["301 Moved", "302 Found", "307 Temporary Redirect", "404 Not Found", "204 No Content"]
+        {
             let error = call(&answer(status, "location: https://evil.example/\r\n", "")).await.unwrap_err();
             assert!(matches!(error, HttpError::Status { .. }), "{status}: {error}");
         }
@@ -354,7 +355,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_hanging_answer_meets_the_deadline() {
-        for start in ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{", "HTTP/1.1 400 X\r\ncontent-length: 9\r\n\r\n"] {
+        for start in [
+            "",
+            "HTTP/1.1 200 OK\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{",
+            "HTTP/1.1 400 X\r\ncontent-length: 9\r\n\r\n",
+        ] {
             let error = call(start.as_bytes()).await.unwrap_err();
             assert!(matches!(error, HttpError::TimedOut { after: DEADLINE, .. }), "{start:?}: {error}");
         }

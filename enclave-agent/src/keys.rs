@@ -65,7 +65,9 @@ impl Keys {
         let keys = &self.app_keys;
         let (kms_url, root_spki) = match &keys.key_provider {
             KeyProvider::Kms { url, pubkey, .. } => (url.clone(), pubkey.as_slice()),
-            KeyProvider::None { .. } | KeyProvider::Local { .. } | KeyProvider::Tpm { .. } => Default::default(),
+            KeyProvider::None { .. } | KeyProvider::Local { .. } | KeyProvider::Tpm { .. } => {
+                Default::default()
+            }
         };
         let disk = Sha256::new().chain_update("disk_crypt_key:").chain_update(keys.disk_crypt_key.expose());
         KeySummary {

@@ -262,11 +262,7 @@ fn decode(response: &[u8]) -> Result<Response, NsmError> {
 fn request(fields: &AttestFields) -> Request {
     let AttestFields { user_data, nonce, public_key } = fields;
     let bytes = |field: &Option<Vec<u8>>| field.clone().map(ByteBuf::from);
-    Request::Attestation {
-        user_data: bytes(user_data),
-        nonce: bytes(nonce),
-        public_key: bytes(public_key),
-    }
+    Request::Attestation { user_data: bytes(user_data), nonce: bytes(nonce), public_key: bytes(public_key) }
 }
 
 fn document(response: Response) -> Result<Vec<u8>, NsmError> {
@@ -299,7 +295,9 @@ mod tests {
     use super::*;
 
     /// A module behind a socket that gives these responses, one a connection, and returns the requests.
-    fn scripted(responses: Vec<Vec<u8>>) -> (tempfile::TempDir, NsmSocket, std::thread::JoinHandle<Vec<Vec<u8>>>) {
+    fn scripted(
+        responses: Vec<Vec<u8>>,
+    ) -> (tempfile::TempDir, NsmSocket, std::thread::JoinHandle<Vec<Vec<u8>>>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nsm");
         let listener = UnixListener::bind(&path).unwrap();

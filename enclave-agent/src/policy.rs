@@ -147,11 +147,13 @@ impl TdxPolicy {
         let measurement = |name, text: &str| {
             decode_hex(text).map(Measurement).ok_or_else(|| value(name, "96 hex digits, not all zero"))
         };
-        let optional = |name, text: &Option<String>| {
-            text.as_deref().map(|text| measurement(name, text)).transpose()
-        };
+        let optional =
+            |name, text: &Option<String>| text.as_deref().map(|text| measurement(name, text)).transpose();
         if rtmr3.is_none() && compose_hash.is_none() {
-            return Err(value("compose_hash", "a value, or one for rtmr3: without either any app could be the KMS"));
+            return Err(value(
+                "compose_hash",
+                "a value, or one for rtmr3: without either any app could be the KMS",
+            ));
         }
         let mut quote = tdx::Policy::for_mrtd(measurement("mrtd", &mrtd)?).with_rtmrs([
             optional("rtmr0", &rtmr0)?,
@@ -297,7 +299,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kms-policy.toml");
         let collateral = fixtures.join(format!("{QUOTE}.collateral.json"));
-        std::fs::write(&path, format!("collateral = {:?}\n{lines}", collateral.display().to_string())).unwrap();
+        std::fs::write(&path, format!("collateral = {:?}\n{lines}", collateral.display().to_string()))
+            .unwrap();
         TdxPolicy::from_file(&path)
     }
 
@@ -334,7 +337,10 @@ mod tests {
         let good = policy(&fixtures, &lines(MRTD, &compose())).unwrap();
         let other = policy(&fixtures, &lines(RTMR1, &compose())).unwrap();
         let error = other.check(&evidence(&fixtures), NOW).unwrap_err();
-        assert!(matches!(error, PolicyError::Quote(tdx::Error::Measurement { register: "MRTD", .. })), "{error}");
+        assert!(
+            matches!(error, PolicyError::Quote(tdx::Error::Measurement { register: "MRTD", .. })),
+            "{error}"
+        );
 
         let mut unbound = evidence(&fixtures);
         unbound.report_data = [1; 64];

@@ -116,7 +116,10 @@ mod tests {
         let route = matched(builder().build()).unwrap();
         assert_eq!(route.first_hop.to_string(), "tcp:127.0.0.1:3128");
         let route = matched(builder().no("example.com").build()).unwrap();
-        assert_eq!((route.first_hop.to_string(), route.tunnel.is_none()), ("tcp:kms.example.com:8000".into(), true));
+        assert_eq!(
+            (route.first_hop.to_string(), route.tunnel.is_none()),
+            ("tcp:kms.example.com:8000".into(), true)
+        );
         let route = matched(Matcher::builder().http("http://127.0.0.1:1").build()).unwrap();
         assert!(route.tunnel.is_none(), "HTTP_PROXY is for http:// only");
         let route = matched(Matcher::builder().all("http://[::1]:8").build()).unwrap();

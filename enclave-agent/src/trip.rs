@@ -18,9 +18,7 @@ use kms_protocol::app_keys::{AppKeys, KeyProvider};
 use kms_protocol::attestation_encoding::Attestation;
 use kms_protocol::derive::{AppK256Key, DiskCryptKey, EnvCryptKey, K256PublicKey, Signature, verify_app_key};
 use kms_protocol::report_data;
-use kms_protocol::wire::{
-    AppKeyResponse, EMPTY_JSON, GetMetaResponse, GetTempCaCertResponse, Method, json,
-};
+use kms_protocol::wire::{AppKeyResponse, EMPTY_JSON, GetMetaResponse, GetTempCaCertResponse, Method, json};
 use ratls::UnixTime;
 use ratls::client::{ClientConfigBuilder, PinnedRoot, PresentedServer, ServerTrust};
 use ratls::issue::{Ca, Certificate, KeyPair, client_certificate};
@@ -149,6 +147,9 @@ async fn attempts(
             Err(error) => error,
         };
         let Some(asked) = error.retry() else { return Err(error) };
+        if config.retry.attempts <= 1 {
+            return Err(error);
+        }
         if attempt >= config.retry.attempts {
             return Err(Error::GaveUp { attempts: attempt, source: Box::new(error) });
         }
@@ -263,7 +264,12 @@ impl Attempt<'_> {
     }
 
     /// Checks an answer and takes the keys out of it: the only place where keys become usable.
-    fn release(&self, body: &[u8], introduction: Introduction, os_image_hash: [u8; 32]) -> Result<Keys, Error> {
+    fn release(
+        &self,
+        body: &[u8],
+        introduction: Introduction,
+        os_image_hash: [u8; 32],
+    ) -> Result<Keys, Error> {
         let method = Method::GetAppKey;
         let Introduction { temp_ca, root, k256_root } = introduction;
         let mut answer: AppKeyResponse = self.decode(method, body)?;
@@ -315,10 +321,10 @@ impl Attempt<'_> {
             None => builder.build(),
         }
         .map_err(Error::Tls)?;
-        let name = self.url.server_name().map_err(|error| Error::NotTls {
-            url: self.url.clone(),
-            reason: error.to_string(),
-        })?;
+        let name = self
+            .url
+            .server_name()
+            .map_err(|error| Error::NotTls { url: self.url.clone(), reason: error.to_string() })?;
         let route = self.config.proxy.route(self.url)?;
         let stream = route.first_hop.connect(connect).await?;
         let stream = match &route.tunnel {
@@ -351,7 +357,11 @@ impl Attempt<'_> {
         connection.call(method, body).await.map_err(|error| Error::call(self.url, error))
     }
 
-    fn decode<M: serde::de::DeserializeOwned + Default>(&self, method: Method, body: &[u8]) -> Result<M, Error> {
+    fn decode<M: serde::de::DeserializeOwned + Default>(
+        &self,
+        method: Method,
+        body: &[u8],
+    ) -> Result<M, Error> {
         json::decode(body).map_err(|source| Error::answer(self.url, method.name(), source))
     }
 

@@ -182,9 +182,11 @@ mod tests {
 
     #[test]
     fn the_certificate_name_is_the_host() {
-        for (text, expected) in
-            [("https://h.example:1", "h.example"), ("https://h.example.", "h.example"), ("https://[::1]", "::1")]
-        {
+        for (text, expected) in [
+            ("https://h.example:1", "h.example"),
+            ("https://h.example.", "h.example"),
+            ("https://[::1]", "::1"),
+        ] {
             let name = text.parse::<KmsUrl>().unwrap().server_name().unwrap();
             assert_eq!(name.to_str(), expected);
         }

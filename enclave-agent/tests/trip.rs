@@ -212,7 +212,11 @@ async fn any_kms_is_accepted_only_by_name_of_danger() {
 struct RefuseAll;
 
 impl EvidencePolicy for RefuseAll {
-    fn appraise(&self, _: &PeerEvidence, _: UnixTime) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    fn appraise(
+        &self,
+        _: &PeerEvidence,
+        _: UnixTime,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Err("nothing is good enough".into())
     }
 }
@@ -226,7 +230,8 @@ async fn a_policy_is_an_anchor_of_its_own() {
 
     let key = KeyPair::generate().unwrap();
     let report_data = kms_protocol::report_data::ratls_cert(&key.spki_der());
-    let evidence = kms_protocol::attestation_encoding::Attestation::nitro(vec![0], None, report_data, &[0; 32]);
+    let evidence =
+        kms_protocol::attestation_encoding::Attestation::nitro(vec![0], None, report_data, &[0; 32]);
     let evidence = evidence.encode_v0().unwrap();
     let leaf = ratls::issue::rpc_leaf(&authority.root, &key, DOMAIN, Some(&evidence), now()).unwrap();
     let tls = authority.tls_with(&leaf, &key);
@@ -423,9 +428,10 @@ async fn the_trip_goes_through_a_proxy() {
     config.proxy = Proxy::Endpoint(endpoint);
     assert!(fetch(&config).await.is_ok());
 
-    for (head, exit) in
-        [("HTTP/1.1 403 Forbidden\r\n\r\n", Exit::Refused), ("HTTP/1.1 502 Bad Gateway\r\n\r\n", Exit::NoAnswer)]
-    {
+    for (head, exit) in [
+        ("HTTP/1.1 403 Forbidden\r\n\r\n", Exit::Refused),
+        ("HTTP/1.1 502 Bad Gateway\r\n\r\n", Exit::NoAnswer),
+    ] {
         let (_dir, endpoint) = proxy(head, stage.endpoint.clone()).await;
         config.proxy = Proxy::Endpoint(endpoint);
         let error = refused(fetch(&config).await);

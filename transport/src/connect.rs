@@ -28,11 +28,7 @@ pub struct ConnectTarget {
 impl ConnectTarget {
     /// A tunnel to this host and port.
     pub fn new(host: TcpHost, port: u16) -> Self {
-        Self {
-            host,
-            port,
-            authorization: None,
-        }
+        Self { host, port, authorization: None }
     }
 
     /// Sends this value as `Proxy-Authorization`.
@@ -48,11 +44,7 @@ impl ConnectTarget {
     }
 
     fn encode(&self) -> String {
-        let Self {
-            host,
-            port,
-            authorization,
-        } = self;
+        let Self { host, port, authorization } = self;
         let mut head = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
         if let Some(value) = authorization {
             head.push_str("Proxy-Authorization: ");
@@ -134,13 +126,8 @@ where
         proxy.flush().await?;
         read_head(&mut proxy).await
     });
-    let rest = answered
-        .await
-        .map_err(|_elapsed| Error::TimedOut { after: deadline })??;
-    Ok(Prefixed {
-        prefix: rest,
-        inner: proxy,
-    })
+    let rest = answered.await.map_err(|_elapsed| Error::TimedOut { after: deadline })??;
+    Ok(Prefixed { prefix: rest, inner: proxy })
 }
 
 /// Reads until the final head is complete; returns what came after it.
@@ -153,10 +140,7 @@ async fn read_head<S: AsyncRead + Unpin>(proxy: &mut S) -> Result<Vec<u8>, Error
             match status {
                 Status { code: 200..=299, .. } => return Ok(head),
                 // An interim response precedes the final one (RFC 9110 §15.2); 101 would be another protocol.
-                Status {
-                    code: 100 | 102..=199,
-                    ..
-                } => {}
+                Status { code: 100 | 102..=199, .. } => {}
                 Status { code, reason } => return Err(Error::Status { status: code, reason }),
             }
         }
@@ -186,11 +170,8 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Status, usize)>, Error> {
         Ok(httparse::Status::Complete(len)) => {
             let code = response.code.ok_or(Error::NotHttp)?;
             let reason = response.reason.unwrap_or_default();
-            let reason = reason
-                .chars()
-                .filter(|c| c.is_ascii_graphic() || *c == ' ')
-                .take(MAX_REASON)
-                .collect();
+            let reason =
+                reason.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(MAX_REASON).collect();
             Ok(Some((Status { code, reason }, len)))
         }
         Err(httparse::Error::TooManyHeaders) => Err(Error::HeadTooLarge),
@@ -199,11 +180,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Status, usize)>, Error> {
 }
 
 fn reason_suffix(reason: &str) -> String {
-    if reason.is_empty() {
-        String::new()
-    } else {
-        format!(" ({reason})")
-    }
+    if reason.is_empty() { String::new() } else { format!(" ({reason})") }
 }
 
 /// A stream whose first bytes have been read already.
@@ -304,11 +281,7 @@ mod tests {
     async fn bytes_after_the_head_belong_to_the_tunnel() {
         let answer = b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nfirst bytes";
         for piece in [1, 7, 48, answer.len()] {
-            assert_eq!(
-                against(answer, piece).await.unwrap(),
-                b"first bytes",
-                "pieces of {piece}"
-            );
+            assert_eq!(against(answer, piece).await.unwrap(), b"first bytes", "pieces of {piece}");
         }
     }
 
@@ -316,24 +289,17 @@ mod tests {
     async fn interim_responses_are_passed_over() {
         let answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 204 \r\n\r\nx";
         assert_eq!(against(answer, 1024).await.unwrap(), b"x");
-        let switching = against(b"HTTP/1.1 101 Switching\r\n\r\n", 1024)
-            .await
-            .unwrap_err();
+        let switching = against(b"HTTP/1.1 101 Switching\r\n\r\n", 1024).await.unwrap_err();
         assert!(matches!(switching, Error::Status { status: 101, .. }));
     }
 
     #[tokio::test]
     async fn a_refusal_names_its_status_and_reason() {
         let denied = against(b"HTTP/1.1 403 Filtered\x07\x1b[31m\r\n\r\nbody", 9).await;
-        assert!(
-            matches!(denied, Err(Error::NotHttp)),
-            "control characters are not HTTP"
-        );
+        assert!(matches!(denied, Err(Error::NotHttp)), "control characters are not HTTP");
         let denied = against(b"HTTP/1.1 403 Filtered \xf0\x9f\x92\xa9 here\r\n\r\nbody", 9).await;
         assert!(denied.is_err());
-        let denied = against(b"HTTP/1.1 403 Filtered\r\n\r\nbody", 9)
-            .await
-            .unwrap_err();
+        let denied = against(b"HTTP/1.1 403 Filtered\r\n\r\nbody", 9).await.unwrap_err();
         assert_eq!(denied.to_string(), "the proxy answered 403 (Filtered)");
         assert!(!denied.is_transient());
         let busy = against(b"HTTP/1.1 503\r\n\r\n", 9).await.unwrap_err();
@@ -353,10 +319,7 @@ mod tests {
         let head = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n";
         for len in 0..head.len() {
             let error = against(&head[..len], 4).await.expect_err("accepted half a head");
-            assert!(
-                matches!(error, Error::Closed { received } if received == len),
-                "{len}: {error}"
-            );
+            assert!(matches!(error, Error::Closed { received } if received == len), "{len}: {error}");
         }
     }
 
@@ -374,15 +337,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_http_is_refused() {
-        for answer in [
-            &b"SSH-2.0-OpenSSH\r\n\r\n"[..],
-            b"\0\0\0\x01",
-            b"HTTP/2 200\r\n\r\n",
-        ] {
-            assert!(
-                matches!(against(answer, 100).await, Err(Error::NotHttp)),
-                "{answer:?}"
-            );
+        for answer in [&b"SSH-2.0-OpenSSH\r\n\r\n"[..], b"\0\0\0\x01", b"HTTP/2 200\r\n\r\n"] {
+            assert!(matches!(against(answer, 100).await, Err(Error::NotHttp)), "{answer:?}");
         }
     }
 

@@ -46,10 +46,7 @@ impl Endpoint {
     /// # Errors
     /// [`ParseEndpointError::Host`] when `host` is neither a name nor an address.
     pub fn tcp(host: &str, port: u16) -> Result<Self, ParseEndpointError> {
-        Ok(Self::Tcp {
-            host: host.parse()?,
-            port,
-        })
+        Ok(Self::Tcp { host: host.parse()?, port })
     }
 
     /// An endpoint for a vsock port.
@@ -84,33 +81,22 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let Some((scheme, rest)) = text.split_once(':') else {
-            return Err(ParseEndpointError::Scheme {
-                scheme: shorten(text),
-            });
+            return Err(ParseEndpointError::Scheme { scheme: shorten(text) });
         };
         match scheme {
             "vsock" => {
-                let (cid, port) = rest
-                    .split_once(':')
-                    .ok_or_else(|| ParseEndpointError::NoPort { text: shorten(text) })?;
-                Ok(Self::Vsock {
-                    cid: cid.parse()?,
-                    port: port.parse()?,
-                })
+                let (cid, port) =
+                    rest.split_once(':').ok_or_else(|| ParseEndpointError::NoPort { text: shorten(text) })?;
+                Ok(Self::Vsock { cid: cid.parse()?, port: port.parse()? })
             }
             "unix" => Self::unix(rest),
             "tcp" => {
                 let (host, port) = rest
                     .rsplit_once(':')
                     .ok_or_else(|| ParseEndpointError::NoPort { text: shorten(text) })?;
-                Ok(Self::Tcp {
-                    host: parse_bracketed(host)?,
-                    port: parse_tcp_port(port)?,
-                })
+                Ok(Self::Tcp { host: parse_bracketed(host)?, port: parse_tcp_port(port)? })
             }
-            _ => Err(ParseEndpointError::Scheme {
-                scheme: shorten(scheme),
-            }),
+            _ => Err(ParseEndpointError::Scheme { scheme: shorten(scheme) }),
         }
     }
 }
@@ -159,18 +145,13 @@ impl FromStr for VsockCid {
         }
         let cid = parse_decimal(text).map(Self);
         // The all-ones number has the one spelling "any", so that nobody gets it by an overflow elsewhere.
-        cid.filter(|cid| *cid != Self::ANY)
-            .ok_or_else(|| ParseEndpointError::Cid { text: shorten(text) })
+        cid.filter(|cid| *cid != Self::ANY).ok_or_else(|| ParseEndpointError::Cid { text: shorten(text) })
     }
 }
 
 impl fmt::Display for VsockCid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::ANY {
-            f.write_str("any")
-        } else {
-            self.0.fmt(f)
-        }
+        if *self == Self::ANY { f.write_str("any") } else { self.0.fmt(f) }
     }
 }
 
@@ -240,10 +221,7 @@ impl FromStr for VsockPort {
         parse_decimal(text)
             .filter(|port| *port != u32::MAX)
             .map(Self)
-            .ok_or_else(|| ParseEndpointError::Port {
-                text: shorten(text),
-                max: u32::MAX - 1,
-            })
+            .ok_or_else(|| ParseEndpointError::Port { text: shorten(text), max: u32::MAX - 1 })
     }
 }
 
@@ -269,9 +247,8 @@ impl FromStr for TcpHost {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         if let Some(address) = bare {
-            let address: Ipv6Addr = address
-                .parse()
-                .map_err(|_| ParseEndpointError::Host { text: shorten(text) })?;
+            let address: Ipv6Addr =
+                address.parse().map_err(|_| ParseEndpointError::Host { text: shorten(text) })?;
             return Ok(Self::Address(address.into()));
         }
         if let Ok(address) = text.parse::<IpAddr>() {
@@ -361,21 +338,14 @@ fn parse_bracketed(host: &str) -> Result<TcpHost, ParseEndpointError> {
 fn parse_tcp_port(text: &str) -> Result<u16, ParseEndpointError> {
     parse_decimal(text)
         .and_then(|port| u16::try_from(port).ok())
-        .ok_or_else(|| ParseEndpointError::Port {
-            text: shorten(text),
-            max: u16::MAX.into(),
-        })
+        .ok_or_else(|| ParseEndpointError::Port { text: shorten(text), max: u16::MAX.into() })
 }
 
 /// Digits only, no sign, no blanks, no leading zero: one number has one spelling.
 fn parse_decimal(text: &str) -> Option<u32> {
     let canonical = text == "0" || !text.starts_with('0');
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if canonical && digits {
-        text.parse().ok()
-    } else {
-        None
-    }
+    if canonical && digits { text.parse().ok() } else { None }
 }
 
 /// Enough of a wrong text to recognise it in an error message.
@@ -414,66 +384,27 @@ mod tests {
         let long = format!("unix:{}", "x".repeat(108));
         for (text, expected) in [
             ("", "\"\" is not vsock:CID:PORT, unix:PATH or tcp:HOST:PORT"),
-            (
-                "3:3128",
-                "\"3\" is not vsock:CID:PORT, unix:PATH or tcp:HOST:PORT",
-            ),
-            (
-                "VSOCK:3:1",
-                "\"VSOCK\" is not vsock:CID:PORT, unix:PATH or tcp:HOST:PORT",
-            ),
-            (
-                "vsock:3",
-                "\"vsock:3\" has no port; expected vsock:CID:PORT or tcp:HOST:PORT",
-            ),
-            (
-                "vsock::1",
-                "\"\" is not a vsock context id; expected a decimal number or \"any\"",
-            ),
+            ("3:3128", "\"3\" is not vsock:CID:PORT, unix:PATH or tcp:HOST:PORT"),
+            ("VSOCK:3:1", "\"VSOCK\" is not vsock:CID:PORT, unix:PATH or tcp:HOST:PORT"),
+            ("vsock:3", "\"vsock:3\" has no port; expected vsock:CID:PORT or tcp:HOST:PORT"),
+            ("vsock::1", "\"\" is not a vsock context id; expected a decimal number or \"any\""),
             (
                 "vsock:4294967295:1",
                 "\"4294967295\" is not a vsock context id; expected a decimal number or \"any\"",
             ),
-            (
-                "vsock:03:1",
-                "\"03\" is not a vsock context id; expected a decimal number or \"any\"",
-            ),
-            (
-                "vsock:3:-1",
-                "\"-1\" is not a port; expected a decimal number up to 4294967294",
-            ),
+            ("vsock:03:1", "\"03\" is not a vsock context id; expected a decimal number or \"any\""),
+            ("vsock:3:-1", "\"-1\" is not a port; expected a decimal number up to 4294967294"),
             (
                 "vsock:3:4294967295",
                 "\"4294967295\" is not a port; expected a decimal number up to 4294967294",
             ),
-            (
-                "vsock:3:1:2",
-                "\"1:2\" is not a port; expected a decimal number up to 4294967294",
-            ),
-            (
-                "unix:",
-                "a socket path of 0 bytes; expected 1 to 107, without NUL",
-            ),
-            (
-                &long,
-                "a socket path of 108 bytes; expected 1 to 107, without NUL",
-            ),
-            (
-                "tcp:host",
-                "\"tcp:host\" has no port; expected vsock:CID:PORT or tcp:HOST:PORT",
-            ),
-            (
-                "tcp:host:65536",
-                "\"65536\" is not a port; expected a decimal number up to 65535",
-            ),
-            (
-                "tcp:host:+1",
-                "\"+1\" is not a port; expected a decimal number up to 65535",
-            ),
-            (
-                "tcp:::1:80",
-                "\"::1\" is not a host name, an IPv4 address or an IPv6 address in [brackets]",
-            ),
+            ("vsock:3:1:2", "\"1:2\" is not a port; expected a decimal number up to 4294967294"),
+            ("unix:", "a socket path of 0 bytes; expected 1 to 107, without NUL"),
+            (&long, "a socket path of 108 bytes; expected 1 to 107, without NUL"),
+            ("tcp:host", "\"tcp:host\" has no port; expected vsock:CID:PORT or tcp:HOST:PORT"),
+            ("tcp:host:65536", "\"65536\" is not a port; expected a decimal number up to 65535"),
+            ("tcp:host:+1", "\"+1\" is not a port; expected a decimal number up to 65535"),
+            ("tcp:::1:80", "\"::1\" is not a host name, an IPv4 address or an IPv6 address in [brackets]"),
             (
                 "tcp:[host]:80",
                 "\"[host]\" is not a host name, an IPv4 address or an IPv6 address in [brackets]",
@@ -482,10 +413,7 @@ mod tests {
                 "tcp:user@host:80",
                 "\"user@host\" is not a host name, an IPv4 address or an IPv6 address in [brackets]",
             ),
-            (
-                "tcp::80",
-                "\"\" is not a host name, an IPv4 address or an IPv6 address in [brackets]",
-            ),
+            ("tcp::80", "\"\" is not a host name, an IPv4 address or an IPv6 address in [brackets]"),
         ] {
             let error = text.parse::<Endpoint>().expect_err(text);
             assert_eq!(error.to_string(), expected, "for {text:?}");

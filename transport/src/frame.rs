@@ -113,10 +113,7 @@ fn payload_len(header: [u8; HEADER], max: usize) -> Result<usize, Error> {
 /// Header and payload in one buffer, so that a frame is one write and one packet.
 fn encode(payload: &[u8], max: usize) -> Result<Vec<u8>, Error> {
     let len = payload.len();
-    let header = u32::try_from(len)
-        .ok()
-        .filter(|_| len <= max)
-        .ok_or(Error::TooLong { len, max })?;
+    let header = u32::try_from(len).ok().filter(|_| len <= max).ok_or(Error::TooLong { len, max })?;
     let mut frame = Vec::with_capacity(HEADER + len);
     frame.extend_from_slice(&header.to_be_bytes());
     frame.extend_from_slice(payload);
@@ -144,26 +141,14 @@ mod tests {
     #[test]
     fn a_long_frame_is_refused_before_it_is_allocated() {
         let mut input: &[u8] = &[0xff, 0xff, 0xff, 0xff, 1, 2, 3];
-        assert!(matches!(
-            read(&mut input, 3),
-            Err(Error::TooLong {
-                len: 0xffff_ffff,
-                max: 3
-            })
-        ));
-        assert!(matches!(
-            write(&mut Vec::new(), b"abcd", 3),
-            Err(Error::TooLong { len: 4, max: 3 })
-        ));
+        assert!(matches!(read(&mut input, 3), Err(Error::TooLong { len: 0xffff_ffff, max: 3 })));
+        assert!(matches!(write(&mut Vec::new(), b"abcd", 3), Err(Error::TooLong { len: 4, max: 3 })));
     }
 
     #[test]
     fn the_maximum_itself_is_taken() {
         let bytes = frame(b"abc");
-        assert_eq!(
-            read(&mut bytes.as_slice(), 3).unwrap().as_deref(),
-            Some(&b"abc"[..])
-        );
+        assert_eq!(read(&mut bytes.as_slice(), 3).unwrap().as_deref(), Some(&b"abc"[..]));
     }
 
     #[test]
@@ -171,10 +156,7 @@ mod tests {
         let whole = frame(b"payload");
         for len in 1..whole.len() {
             let error = read(&mut &whole[..len], 16).expect_err("accepted a prefix");
-            assert!(
-                matches!(error, Error::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof),
-                "at {len}"
-            );
+            assert!(matches!(error, Error::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof), "at {len}");
         }
         assert!(read(&mut &whole[..0], 16).unwrap().is_none());
     }
@@ -199,15 +181,9 @@ mod tests {
             drop(a);
         };
         let reader = async {
-            assert_eq!(
-                read_async(&mut b, 64).await.unwrap().as_deref(),
-                Some(&b"first"[..])
-            );
+            assert_eq!(read_async(&mut b, 64).await.unwrap().as_deref(), Some(&b"first"[..]));
             assert_eq!(read_async(&mut b, 64).await.unwrap().as_deref(), Some(&b""[..]));
-            assert_eq!(
-                read_async(&mut b, 64).await.unwrap().as_deref(),
-                Some(&[7; 40][..])
-            );
+            assert_eq!(read_async(&mut b, 64).await.unwrap().as_deref(), Some(&[7; 40][..]));
             assert!(read_async(&mut b, 64).await.unwrap().is_none());
         };
         tokio::join!(writer, reader);

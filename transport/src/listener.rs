@@ -33,10 +33,7 @@ pub struct BindOptions {
 impl Default for BindOptions {
     /// 4096 waiting connections; a Unix socket only for its owner (0600).
     fn default() -> Self {
-        Self {
-            backlog: 4096,
-            unix_mode: 0o600,
-        }
+        Self { backlog: 4096, unix_mode: 0o600 }
     }
 }
 
@@ -65,43 +62,25 @@ impl Listener {
     /// # Errors
     /// [`Error::Bind`]; [`Error::SocketInUse`] and [`Error::NotASocket`] for a Unix path that is taken.
     pub async fn bind(endpoint: &Endpoint, options: BindOptions) -> Result<Self, Error> {
-        let failed = |source| Error::Bind {
-            endpoint: endpoint.clone(),
-            source,
-        };
+        let failed = |source| Error::Bind { endpoint: endpoint.clone(), source };
         match endpoint {
             Endpoint::Vsock { cid, port } => {
                 let listener = VsockListener::bind(VsockAddr::new(cid.get(), port.get())).map_err(failed)?;
                 let backlog = i32::try_from(options.backlog).unwrap_or(i32::MAX);
                 SockRef::from(&listener).listen(backlog).map_err(failed)?;
                 let endpoint = Endpoint::vsock(*cid, *port);
-                Ok(Self {
-                    kind: Kind::Vsock(listener),
-                    endpoint,
-                    _file: None,
-                })
+                Ok(Self { kind: Kind::Vsock(listener), endpoint, _file: None })
             }
             Endpoint::Unix { path } => {
                 remove_stale(path, endpoint).await?;
                 let (listener, file) = bind_unix(path, options).map_err(failed)?;
-                Ok(Self {
-                    kind: Kind::Unix(listener),
-                    endpoint: endpoint.clone(),
-                    _file: Some(file),
-                })
+                Ok(Self { kind: Kind::Unix(listener), endpoint: endpoint.clone(), _file: Some(file) })
             }
             Endpoint::Tcp { host, port } => {
                 let listener = bind_tcp(host, *port, options).await.map_err(failed)?;
                 let local = listener.local_addr().map_err(failed)?;
-                let endpoint = Endpoint::Tcp {
-                    host: TcpHost::Address(local.ip()),
-                    port: local.port(),
-                };
-                Ok(Self {
-                    kind: Kind::Tcp(listener),
-                    endpoint,
-                    _file: None,
-                })
+                let endpoint = Endpoint::Tcp { host: TcpHost::Address(local.ip()), port: local.port() };
+                Ok(Self { kind: Kind::Tcp(listener), endpoint, _file: None })
             }
         }
     }
@@ -118,10 +97,7 @@ impl Listener {
     /// [`Error::Accept`]. The listener stays usable: after running out of descriptors (EMFILE, ENFILE) pause before
     /// the next call, or it fails at once again.
     pub async fn accept(&self) -> Result<(Stream, Peer), Error> {
-        self.accept_any().await.map_err(|source| Error::Accept {
-            endpoint: self.endpoint.clone(),
-            source,
-        })
+        self.accept_any().await.map_err(|source| Error::Accept { endpoint: self.endpoint.clone(), source })
     }
 
     async fn accept_any(&self) -> io::Result<(Stream, Peer)> {
@@ -160,17 +136,11 @@ impl AsRawFd for Listener {
 }
 
 async fn bind_tcp(host: &TcpHost, port: u16, options: BindOptions) -> io::Result<TcpListener> {
-    let addresses = timeout(RESOLVE, resolve(host, port))
-        .await
-        .map_err(io::Error::from)??;
+    let addresses = timeout(RESOLVE, resolve(host, port)).await.map_err(io::Error::from)??;
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     for address in addresses {
         let listen = || {
-            let socket = if address.is_ipv4() {
-                TcpSocket::new_v4()
-            } else {
-                TcpSocket::new_v6()
-            }?;
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             socket.set_reuseaddr(true)?;
             socket.bind(address)?;
             socket.listen(options.backlog)
@@ -195,19 +165,14 @@ fn bind_unix(path: &Path, options: BindOptions) -> io::Result<(UnixListener, Soc
 
 /// Removes the socket a dead process left behind, and nothing else.
 async fn remove_stale(path: &Path, endpoint: &Endpoint) -> Result<(), Error> {
-    let failed = |source| Error::Bind {
-        endpoint: endpoint.clone(),
-        source,
-    };
+    let failed = |source| Error::Bind { endpoint: endpoint.clone(), source };
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
     if !metadata.file_type().is_socket() {
-        return Err(Error::NotASocket {
-            path: path.to_owned(),
-        });
+        return Err(Error::NotASocket { path: path.to_owned() });
     }
     match timeout(PROBE, UnixStream::connect(path)).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
@@ -217,9 +182,7 @@ async fn remove_stale(path: &Path, endpoint: &Endpoint) -> Result<(), Error> {
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         // A full queue (EAGAIN) or no answer: somebody holds it.
         Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(failed(error)),
-        _alive => Err(Error::SocketInUse {
-            path: path.to_owned(),
-        }),
+        _alive => Err(Error::SocketInUse { path: path.to_owned() }),
     }
 }
 
@@ -235,11 +198,7 @@ impl SocketFile {
     fn made_at(path: &Path) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(path)?;
         // Absolute, so that a later change of the working directory does not lead to another file.
-        Ok(Self {
-            path: std::path::absolute(path)?,
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        })
+        Ok(Self { path: std::path::absolute(path)?, device: metadata.dev(), inode: metadata.ino() })
     }
 }
 
@@ -283,15 +242,10 @@ mod tests {
     #[tokio::test]
     async fn tcp_there_and_back_with_half_close() {
         for text in ["tcp:127.0.0.1:0", "tcp:localhost:0"] {
-            let listener = Listener::bind(&text.parse().unwrap(), BindOptions::default())
-                .await
-                .unwrap();
+            let listener = Listener::bind(&text.parse().unwrap(), BindOptions::default()).await.unwrap();
             let (peer, answer) = tokio::join!(echo_once(&listener), ask(listener.endpoint()));
             assert_eq!(answer, b"ping");
-            assert!(
-                matches!(peer, Peer::Tcp(address) if address.ip().is_loopback()),
-                "{peer}"
-            );
+            assert!(matches!(peer, Peer::Tcp(address) if address.ip().is_loopback()), "{peer}");
         }
     }
 
@@ -303,17 +257,13 @@ mod tests {
         let (peer, answer) = tokio::join!(echo_once(&listener), ask(&endpoint));
         assert_eq!(answer, b"ping");
         let pid = i32::try_from(std::process::id()).unwrap();
-        assert!(
-            matches!(peer, Peer::Unix { pid: Some(p), .. } if p == pid),
-            "{peer}"
-        );
+        assert!(matches!(peer, Peer::Unix { pid: Some(p), .. } if p == pid), "{peer}");
     }
 
     #[tokio::test]
     async fn nagle_is_off_on_both_ends() {
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), BindOptions::default())
-            .await
-            .unwrap();
+        let listener =
+            Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), BindOptions::default()).await.unwrap();
         let (accepted, connected) = tokio::join!(listener.accept(), listener.endpoint().connect(DEADLINE));
         let (accepted, connected) = (accepted.unwrap().0, connected.unwrap());
         for stream in [&accepted, &connected] {
@@ -326,10 +276,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let endpoint = Endpoint::unix(&path).unwrap();
-        let options = BindOptions {
-            unix_mode: 0o620,
-            ..BindOptions::default()
-        };
+        let options = BindOptions { unix_mode: 0o620, ..BindOptions::default() };
         let listener = Listener::bind(&endpoint, options).await.unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o620);
         drop(listener);
@@ -353,9 +300,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = Endpoint::unix(dir.path().join("s")).unwrap();
         let first = Listener::bind(&endpoint, BindOptions::default()).await.unwrap();
-        let error = Listener::bind(&endpoint, BindOptions::default())
-            .await
-            .unwrap_err();
+        let error = Listener::bind(&endpoint, BindOptions::default()).await.unwrap_err();
         assert!(matches!(error, Error::SocketInUse { .. }), "{error}");
         // The probe of the second bind waits in the queue of the first.
         drop(first.accept().await.unwrap());
@@ -367,10 +312,7 @@ mod tests {
     async fn a_socket_with_a_full_queue_is_alive() {
         let dir = tempfile::tempdir().unwrap();
         let endpoint = Endpoint::unix(dir.path().join("s")).unwrap();
-        let options = BindOptions {
-            backlog: 1,
-            ..BindOptions::default()
-        };
+        let options = BindOptions { backlog: 1, ..BindOptions::default() };
         let _first = Listener::bind(&endpoint, options).await.unwrap();
         let mut waiting = Vec::new();
         while let Ok(stream) = UnixStream::connect(endpoint.unix_path().unwrap()).await {
@@ -412,39 +354,23 @@ mod tests {
 
     #[tokio::test]
     async fn refused_and_missing_are_told_apart_from_silence() {
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), BindOptions::default())
-            .await
-            .unwrap();
+        let listener =
+            Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), BindOptions::default()).await.unwrap();
         let endpoint = listener.endpoint().clone();
         drop(listener);
         let error = endpoint.connect(DEADLINE).await.unwrap_err();
-        assert_eq!(
-            error.io().map(io::Error::kind),
-            Some(io::ErrorKind::ConnectionRefused)
-        );
+        assert_eq!(error.io().map(io::Error::kind), Some(io::ErrorKind::ConnectionRefused));
         let dir = tempfile::tempdir().unwrap();
-        let error = Endpoint::unix(dir.path().join("none"))
-            .unwrap()
-            .connect(DEADLINE)
-            .await
-            .unwrap_err();
+        let error = Endpoint::unix(dir.path().join("none")).unwrap().connect(DEADLINE).await.unwrap_err();
         assert_eq!(error.io().map(io::Error::kind), Some(io::ErrorKind::NotFound));
-        let error = "vsock:any:1"
-            .parse::<Endpoint>()
-            .unwrap()
-            .connect(DEADLINE)
-            .await
-            .unwrap_err();
+        let error = "vsock:any:1".parse::<Endpoint>().unwrap().connect(DEADLINE).await.unwrap_err();
         assert!(matches!(error, Error::NotConnectable { .. }), "{error}");
     }
 
     #[tokio::test]
     async fn the_first_address_that_answers_is_taken() {
         let good = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let closed = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let addresses = [closed, good.local_addr().unwrap()];
         let stream = Stream::connect_any(&addresses, DEADLINE).await.unwrap();
         assert_eq!(stream.peer().unwrap(), Peer::Tcp(addresses[1]));

@@ -42,33 +42,20 @@ impl Endpoint {
     pub async fn connect(&self, deadline: Duration) -> Result<Stream, Error> {
         match timeout(deadline, self.connect_unbounded(deadline)).await {
             Ok(result) => result,
-            Err(_elapsed) => Err(Error::TimedOut {
-                endpoint: self.clone(),
-                after: deadline,
-            }),
+            Err(_elapsed) => Err(Error::TimedOut { endpoint: self.clone(), after: deadline }),
         }
     }
 
     async fn connect_unbounded(&self, deadline: Duration) -> Result<Stream, Error> {
         let failed = |source: io::Error| {
             if source.kind() == io::ErrorKind::TimedOut {
-                Error::TimedOut {
-                    endpoint: self.clone(),
-                    after: deadline,
-                }
+                Error::TimedOut { endpoint: self.clone(), after: deadline }
             } else {
-                Error::Connect {
-                    endpoint: self.clone(),
-                    source,
-                }
+                Error::Connect { endpoint: self.clone(), source }
             }
         };
         match self {
-            Self::Vsock {
-                cid: VsockCid::ANY, ..
-            } => Err(Error::NotConnectable {
-                endpoint: self.clone(),
-            }),
+            Self::Vsock { cid: VsockCid::ANY, .. } => Err(Error::NotConnectable { endpoint: self.clone() }),
             Self::Vsock { cid, port } => {
                 let stream = VsockStream::connect(VsockAddr::new(cid.get(), port.get())).await;
                 Ok(Stream(Kind::Vsock(stream.map_err(failed)?)))
@@ -81,10 +68,9 @@ impl Endpoint {
                 }
             },
             Self::Tcp { host, port } => {
-                let addresses = resolve(host, *port).await.map_err(|source| Error::Resolve {
-                    endpoint: self.clone(),
-                    source,
-                })?;
+                let addresses = resolve(host, *port)
+                    .await
+                    .map_err(|source| Error::Resolve { endpoint: self.clone(), source })?;
                 Stream::connect_any(&addresses, deadline).await.map_err(failed)
             }
         }
@@ -304,19 +290,13 @@ pub enum Peer {
 impl Peer {
     pub(crate) fn of_unix(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
-        Ok(Self::Unix {
-            pid: credentials.pid(),
-            uid: credentials.uid(),
-        })
+        Ok(Self::Unix { pid: credentials.pid(), uid: credentials.uid() })
     }
 }
 
 impl From<VsockAddr> for Peer {
     fn from(address: VsockAddr) -> Self {
-        Self::Vsock {
-            cid: VsockCid::new(address.cid()),
-            port: VsockPort::new(address.port()),
-        }
+        Self::Vsock { cid: VsockCid::new(address.cid()), port: VsockPort::new(address.port()) }
     }
 }
 

@@ -138,9 +138,8 @@ impl Request {
         let usage = |reason: String| Failure::new(Exit::Usage, reason);
         let mut data = match (&arguments.report_data, &arguments.report_data_file) {
             (Some(HexBytes(bytes)), _) => bytes.clone(),
-            (None, Some(path)) => {
-                fs::read(path).map_err(|error| usage(format!("--report-data-file {}: {error}", path.display())))?
-            }
+            (None, Some(path)) => fs::read(path)
+                .map_err(|error| usage(format!("--report-data-file {}: {error}", path.display())))?,
             (None, None) => Vec::new(),
         };
         let versioned = match arguments.format {

@@ -21,8 +21,8 @@ use crate::nsm::NsmSource;
 use crate::output::{Existing, KeyFile, OutputError};
 use crate::policy::TdxPolicy;
 use crate::{
-    Deadlines, DebugMode, DurationArg, Error, GetKeys, KeySummary, Keys, KmsTrust, KmsUrl, Proxy, Retry, Step,
-    get_keys,
+    Deadlines, DebugMode, DurationArg, Error, GetKeys, KeySummary, Keys, KmsTrust, KmsUrl, Proxy, Retry,
+    Step, get_keys,
 };
 
 /// Largest PEM file read for a root CA.
@@ -226,8 +226,11 @@ impl Delivery {
     fn new(arguments: &Arguments) -> Result<Self, Failure> {
         let Some(path) = &arguments.output else {
             if io::stdout().is_terminal() && !arguments.reveal {
-                return Err(Failure::new(Exit::Usage, "standard output is a terminal, which would show the keys")
-                    .with_hint("give -o FILE, or --reveal to see them"));
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "standard output is a terminal, which would show the keys",
+                )
+                .with_hint("give -o FILE, or --reveal to see them"));
             }
             return Ok(Self::Stdout);
         };
@@ -252,7 +255,9 @@ impl Delivery {
 
 fn output_failure(error: OutputError) -> Failure {
     let (exit, hint) = match &error {
-        OutputError::Exists { .. } => (Exit::Usage, Some("choose another name, or replace the file with --force")),
+        OutputError::Exists { .. } => {
+            (Exit::Usage, Some("choose another name, or replace the file with --force"))
+        }
         OutputError::NotAFile { .. } => (Exit::Usage, Some("create the directory, or choose another name")),
         OutputError::Write { source, .. } => (
             Exit::Internal,

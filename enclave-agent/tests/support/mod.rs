@@ -104,8 +104,7 @@ impl Authority {
         let signature = sign_app_key(&self.roots, &APP, &key.public_key().unwrap());
         let mut answer = AppKeyResponse::default();
         answer.ca_cert.clone_from(&self.root_pem);
-        answer.disk_crypt_key =
-            self.roots.disk_crypt_key(&APP, &InstanceId::NONE).unwrap().expose().to_vec();
+        answer.disk_crypt_key = self.roots.disk_crypt_key(&APP, &InstanceId::NONE).unwrap().expose().to_vec();
         answer.env_crypt_key = self.roots.env_crypt_key(&APP).unwrap().expose().to_vec();
         answer.k256_key = key.expose().to_vec();
         answer.k256_signature = signature.as_bytes().to_vec();
@@ -168,7 +167,8 @@ impl Script {
     }
 
     pub(crate) async fn start(self) -> Stage {
-        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), BindOptions::default()).await.unwrap();
+        let listener =
+            Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap(), BindOptions::default()).await.unwrap();
         let endpoint = listener.endpoint().clone();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let evidence = Arc::new(Mutex::new(Vec::new()));
@@ -179,7 +179,8 @@ impl Script {
             while let Ok((stream, _)) = listener.accept().await {
                 // Attempts make two connections, one after the other.
                 let number = accepted.fetch_add(1, Ordering::SeqCst);
-                let (script, calls, evidence) = (Arc::clone(&script), Arc::clone(&calls), Arc::clone(&evidence));
+                let (script, calls, evidence) =
+                    (Arc::clone(&script), Arc::clone(&calls), Arc::clone(&evidence));
                 tokio::spawn(async move {
                     let number = usize::try_from(number % 2).unwrap();
                     let Some(tls) = script.tls[number].clone() else {
@@ -199,7 +200,8 @@ impl Script {
     async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, calls: &Mutex<Vec<String>>) {
         while let Some(method) = read_call(&mut stream).await {
             calls.lock().unwrap().push(method.clone());
-            let first = if method == "GetAppKey" { self.first_app_key_answers.lock().unwrap().pop() } else { None };
+            let first =
+                if method == "GetAppKey" { self.first_app_key_answers.lock().unwrap().pop() } else { None };
             let answer = first.or_else(|| self.answers.get(method.as_str()).cloned());
             let written = match answer.unwrap_or(Answer::Close) {
                 Answer::Close => return,
@@ -293,7 +295,11 @@ pub(crate) fn config(urls: &[String], trust: KmsTrust) -> GetKeys {
         trust,
         proxy: Proxy::Direct,
         deadlines: Deadlines::default(),
-        retry: Retry { attempts: 3, first_pause: Duration::from_millis(1), longest_pause: Duration::from_millis(1) },
+        retry: Retry {
+            attempts: 3,
+            first_pause: Duration::from_millis(1),
+            longest_pause: Duration::from_millis(1),
+        },
         debug_mode: DebugMode::Refuse,
         max_clock_skew: Duration::from_secs(300),
         time: Arc::new(DefaultTimeProvider),
