@@ -9,6 +9,10 @@ mod exit;
 mod failure;
 #[cfg(feature = "logs")]
 pub mod logs;
+mod output;
+#[cfg(feature = "signals")]
+pub mod signals;
 
 pub use exit::Exit;
 pub use failure::Failure;
+pub use output::print_line;

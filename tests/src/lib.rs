@@ -1,0 +1,9 @@
+//! What the end-to-end tests share: the project's programs, started as a user would start them and ended with the test.
+
+#![forbid(unsafe_code)]
+
+mod process;
+mod programs;
+
+pub use process::{Daemon, Finished, finish, run};
+pub use programs::program;
