@@ -26,7 +26,7 @@ pub struct Arguments {
     /// PCR0 to PCR2 are zero, as in an enclave in debug mode
     #[arg(long, conflicts_with = "pcrs")]
     pub debug_mode: bool,
-    /// The module's name, i-<hex>-enc<hex>; random when absent
+    /// The module's name, such as i-0123abcd-enc4567ef; random when absent
     #[arg(long, value_name = "ID")]
     pub module_id: Option<String>,
     /// Moves the module's clock; with a negative number its documents are old (for tests)
