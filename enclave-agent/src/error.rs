@@ -27,12 +27,10 @@ pub enum Error {
     #[error(transparent)]
     Connect(#[from] transport::Error),
     /// The proxy gave no tunnel.
-    #[error("{proxy}: no tunnel to {url}")]
+    #[error("{proxy}: no tunnel to the KMS")]
     Tunnel {
         /// The proxy.
         proxy: Endpoint,
-        /// The KMS behind it.
-        url: KmsUrl,
         /// What the proxy said.
         source: transport::connect::Error,
     },

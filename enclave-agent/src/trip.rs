@@ -329,9 +329,9 @@ impl Attempt<'_> {
         let stream = route.first_hop.connect(connect).await?;
         let stream = match &route.tunnel {
             None => Prefixed::new(Vec::new(), stream),
-            Some(target) => connect_through(stream, target, connect).await.map_err(|source| {
-                Error::Tunnel { proxy: route.first_hop.clone(), url: self.url.clone(), source }
-            })?,
+            Some(target) => connect_through(stream, target, connect)
+                .await
+                .map_err(|source| Error::Tunnel { proxy: route.first_hop.clone(), source })?,
         };
         let connected = timeout(handshake, TlsConnector::from(Arc::new(tls)).connect(name, stream)).await;
         let stream = connected
