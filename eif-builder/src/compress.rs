@@ -47,7 +47,7 @@ impl<W: Write> Compressor<W> {
     pub(crate) fn finish(self) -> io::Result<()> {
         match self {
             Self::None(_) => Ok(()),
-            Self::Gzip(gzip) => gzip.finish(),
+            Self::Gzip(gzip) => (*gzip).finish(),
             Self::Zstd(zstd) => zstd.finish().map(drop),
         }
     }
@@ -109,7 +109,7 @@ impl<W: Write> Gzip<W> {
         }
     }
 
-    fn finish(mut self: Box<Self>) -> io::Result<()> {
+    fn finish(mut self) -> io::Result<()> {
         self.feed(&[], MZFlush::Finish)?;
         self.output.write_all(&self.crc.clone().finalize().to_le_bytes())?;
         self.output.write_all(&self.len.to_le_bytes())

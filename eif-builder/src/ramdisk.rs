@@ -86,9 +86,7 @@ impl Init {
                         "has no /init, which is what the kernel starts",
                     ));
                 }
-                for name in ["dev"] {
-                    ensure_directory(&mut tree, name)?;
-                }
+                ensure_directory(&mut tree, "dev")?;
                 Ok(Box::new(move |output: &mut dyn Write| {
                     let mut archive = Writer::new(output);
                     tree.write_to(&mut archive, "")?;

@@ -1,4 +1,5 @@
 //! Images with published bytes and registers.
+#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
 
 mod support;
 

@@ -13,13 +13,13 @@ pub enum Command {
     /// Print the measurements of an image, or of the image that a project would give
     Measure(MeasureArgs),
     /// Build an image from a binary, a folder, a container image or a project
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Write a commented keyferry.toml
     Init(InitArgs),
     /// Pin what a project takes from the network (registry tag, KMS certificate) in keyferry.lock
     Lock(LockArgs),
     /// Put kernel, command line and ramdisks into an image (flags as in AWS's eif_build)
-    Pack(PackArgs),
+    Pack(Box<PackArgs>),
     /// Tell what is in an image
     Describe(ImageArgs),
     /// Check structure, checksum, signature and ramdisks of an image

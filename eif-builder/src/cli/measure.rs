@@ -1,7 +1,7 @@
 //! `eif-builder measure`
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use super::report::{Inputs, mismatch, print, read_reference};

@@ -1,6 +1,11 @@
 //! Container images and boot stacks made for the tests.
 
-#![allow(dead_code, reason = "every test binary uses its own part of this module")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part; a set-up that fails is a failed test"
+)]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
