@@ -12,10 +12,19 @@
 
 pub mod abi;
 pub mod boot_info;
+#[cfg(feature = "command")]
+pub mod command;
 pub mod contracts;
+pub mod doctor;
+pub mod explain;
+pub mod keys;
+#[cfg(feature = "command")]
+pub mod local;
 pub mod revert;
 pub mod rpc;
+pub mod status;
 
+pub mod write;
 
 mod authorizer;
 mod error;
