@@ -8,6 +8,7 @@
 mod assemble;
 pub mod build;
 mod cbor;
+#[cfg(feature = "command")]
 pub mod cli;
 mod compress;
 pub mod cpio;
@@ -27,6 +28,7 @@ pub mod project;
 pub mod provenance;
 pub mod ramdisk;
 mod recipe;
+#[cfg(feature = "command")]
 pub mod registry;
 #[doc(hidden)]
 pub mod replay;

@@ -90,6 +90,7 @@ struct Platform {
     os: String,
 }
 
+#[cfg(feature = "command")]
 impl Descriptor {
     /// A reference to a document that was downloaded.
     pub(crate) fn new(digest: String, size: u64) -> Self {
@@ -107,6 +108,7 @@ pub(crate) struct Manifest {
     layers: Vec<Descriptor>,
 }
 
+#[cfg(feature = "command")]
 impl Manifest {
     pub(crate) fn parse(bytes: &[u8], name: &str) -> Result<Self, Error> {
         parse(bytes, name)
@@ -144,6 +146,7 @@ pub struct ContainerImage {
 #[expect(dead_code, reason = "held for what happens when they are dropped")]
 enum Kept {
     Archive(tempfile::TempPath),
+    #[cfg(feature = "command")]
     Folder(tempfile::TempDir),
 }
 
@@ -285,6 +288,7 @@ impl ContainerImage {
     }
 
     /// Deletes `folder` together with the image.
+    #[cfg(feature = "command")]
     pub(crate) fn keep_folder(&mut self, folder: tempfile::TempDir) {
         self.kept = Some(Kept::Folder(folder));
     }

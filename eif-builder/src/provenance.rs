@@ -1,7 +1,7 @@
 //! The file beside an image that says what it was made of.
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::measure::Registers;
 
@@ -30,10 +30,32 @@ pub fn document(image: &Input, inputs: &[Input], registers: &Registers) -> Value
         "Image": image,
         "Inputs": inputs,
     });
-    if let (Value::Object(document), Value::Object(measured)) =
-        (&mut document, crate::cli::to_json(registers))
-    {
+    if let (Value::Object(document), Value::Object(measured)) = (&mut document, to_json(registers)) {
         document.extend(measured);
     }
     document
+}
+
+/// nitro-cli's `Measurements`, and the hash beside them.
+pub fn to_json(registers: &Registers) -> Value {
+    json!({
+        "Measurements": measurements(registers),
+        "OsImageHash": format!("0x{}", registers.os_image_hash()),
+    })
+}
+
+/// The object that nitro-cli prints under `Measurements`.
+pub fn measurements(registers: &Registers) -> Value {
+    let Registers { pcr0, pcr1, pcr2, pcr8 } = registers;
+    let mut map = Map::new();
+    // nitro-cli prints a debug string here that differs by release; nobody should compare it.
+    map.insert("HashAlgorithm".into(), "Sha384 { ... }".into());
+    for (name, pcr) in
+        [("PCR0", Some(pcr0)), ("PCR1", Some(pcr1)), ("PCR2", Some(pcr2)), ("PCR8", pcr8.as_ref())]
+    {
+        if let Some(pcr) = pcr {
+            map.insert(name.into(), pcr.to_string().into());
+        }
+    }
+    map.into()
 }

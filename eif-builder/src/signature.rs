@@ -183,6 +183,7 @@ pub fn read_certificate(path: &std::path::Path) -> Result<(Vec<u8>, Vec<u8>), Er
 }
 
 /// DER of a PEM certificate in memory.
+#[cfg(feature = "command")]
 pub(crate) fn certificate_der(pem: &[u8]) -> Result<Vec<u8>, Error> {
     pem_to_der(pem).map_err(|reason| Error::input("the certificate", reason))
 }

@@ -5,7 +5,7 @@ use std::io;
 
 use serde_json::{Map, Value, json};
 
-use super::report::{measurements, print_json, print_text};
+use super::report::{print_json, print_text};
 use super::{DiffArgs, ExtractArgs, ImageArgs, Io, VerifyArgs};
 use crate::diff::{Difference, Snapshot};
 use crate::error::{Error, IoContext};
@@ -13,6 +13,7 @@ use crate::format::SectionKind;
 use crate::image::Image;
 use crate::inspect::{Inspection, SignatureState};
 use crate::problem::{Lenient, Strict};
+use crate::provenance::measurements;
 
 pub(super) fn describe(args: &ImageArgs, io: &mut Io<'_>) -> Result<(), Error> {
     let inspection = Inspection::of(&args.image, false, io.now)?;

@@ -11,7 +11,6 @@ mod sign;
 use std::io::Write;
 
 pub use args::*;
-pub(crate) use report::to_json;
 
 use crate::Error;
 

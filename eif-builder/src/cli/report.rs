@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use attestation::{OsImageHash, Pcr};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::Io;
 use crate::error::{Error, IoContext};
 use crate::measure::Registers;
+use crate::provenance::to_json;
 
 /// Prints the answer of a measuring command.
 pub(super) fn print(io: &mut Io<'_>, registers: &Registers, json: bool) -> Result<(), Error> {
@@ -29,29 +30,6 @@ pub(super) fn print_text(io: &mut Io<'_>, text: &str) -> Result<(), Error> {
 
 pub(super) fn print_json(io: &mut Io<'_>, value: &Value) -> Result<(), Error> {
     print_text(io, &format!("{value:#}\n"))
-}
-
-/// nitro-cli's `Measurements`, and the hash beside them.
-pub(crate) fn to_json(registers: &Registers) -> Value {
-    json!({
-        "Measurements": measurements(registers),
-        "OsImageHash": format!("0x{}", registers.os_image_hash()),
-    })
-}
-
-pub(crate) fn measurements(registers: &Registers) -> Value {
-    let Registers { pcr0, pcr1, pcr2, pcr8 } = registers;
-    let mut map = Map::new();
-    // nitro-cli prints a debug string here that differs by release; nobody should compare it.
-    map.insert("HashAlgorithm".into(), "Sha384 { ... }".into());
-    for (name, pcr) in
-        [("PCR0", Some(pcr0)), ("PCR1", Some(pcr1)), ("PCR2", Some(pcr2)), ("PCR8", pcr8.as_ref())]
-    {
-        if let Some(pcr) = pcr {
-            map.insert(name.into(), pcr.to_string().into());
-        }
-    }
-    map.into()
 }
 
 /// Reads registers out of a `measure --json` answer, a provenance file, or what nitro-cli prints.
