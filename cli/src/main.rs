@@ -30,6 +30,8 @@ enum Command {
     /// Run a KMS
     #[command(subcommand)]
     Kms(kms_server::command::Command),
+    #[command(subcommand)]
+    Enclave(commands::enclave::Command),
     /// Run the enclave's way out on its parent
     Proxy(host_proxy::args::HostProxy),
 }
@@ -50,6 +52,10 @@ fn run(command: Command) -> Result<Exit, Failure> {
         }
         Command::Attestation(command) => {
             commands::attestation::run(command, &mut BufWriter::new(io::stdout().lock()), &mut io::stderr())
+        }
+        Command::Enclave(command) => {
+            command_line::logs::install(command_line::logs::LogFormat::Text, "warn");
+            commands::enclave::run(command, &mut io::stdout(), &mut io::stderr())
         }
         Command::Kms(command) => {
             command_line::logs::install(command_line::logs::LogFormat::Text, "info");

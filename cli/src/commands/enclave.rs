@@ -30,7 +30,11 @@ pub(crate) enum Command {
 }
 
 /// Carries out `command`. What was asked for goes to `stdout`, everything else to `stderr`.
-pub(crate) fn run(command: Command, stdout: &mut impl Write, stderr: &mut impl Write) -> Result<Exit, Failure> {
+pub(crate) fn run(
+    command: Command,
+    stdout: &mut impl Write,
+    stderr: &mut impl Write,
+) -> Result<Exit, Failure> {
     match command {
         Command::Run(arguments) => run::run(arguments, stdout, stderr),
         Command::Console(arguments) => manage::console(&arguments, &registry(), stdout),
@@ -46,9 +50,11 @@ fn registry() -> Registry {
 /// How a failure of the library ends the command.
 fn failure(error: Error) -> Failure {
     let exit = match &error {
-        Error::Machine(_) | Error::Name { .. } | Error::Exists { .. } | Error::Unknown { .. } | Error::Path { .. } => {
-            Exit::Usage
-        }
+        Error::Machine(_)
+        | Error::Name { .. }
+        | Error::Exists { .. }
+        | Error::Unknown { .. }
+        | Error::Path { .. } => Exit::Usage,
         Error::NoAnswer { .. } | Error::NotYet { .. } => Exit::NoAnswer,
         Error::Ended { ending } => run::exit_of(ending),
         _ => Exit::Internal,

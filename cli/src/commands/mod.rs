@@ -2,3 +2,4 @@
 
 pub(crate) mod attestation;
 pub(crate) mod demo;
+pub(crate) mod enclave;

@@ -18,7 +18,11 @@ const MARGIN: Duration = Duration::from_secs(600);
 /// What the runner says when it fails.
 const MAX_COMPLAINT: u64 = 64 << 10;
 
-pub(super) fn run(arguments: &Run, stdout: &mut impl Write, stderr: &mut impl Write) -> Result<Exit, Failure> {
+pub(super) fn run(
+    arguments: &Run,
+    stdout: &mut impl Write,
+    stderr: &mut impl Write,
+) -> Result<Exit, Failure> {
     let failed = |error: io::Error| Failure::new(Exit::Internal, error);
     // Without a name: what the runner writes here after we are gone is nobody's, and nothing of it is left.
     let mut complaints = tempfile::tempfile().map_err(failed)?;
@@ -61,7 +65,10 @@ fn answer(runner: &mut Child, deadline: Duration) -> Result<Option<Started>, Fai
         Err(RecvTimeoutError::Disconnected) => Ok(None),
         Err(RecvTimeoutError::Timeout) => {
             runner.kill().map_err(|error| Failure::new(Exit::Internal, error))?;
-            Err(Failure::new(Exit::NoAnswer, format!("the enclave is not ready after {} s", deadline.as_secs())))
+            Err(Failure::new(
+                Exit::NoAnswer,
+                format!("the enclave is not ready after {} s", deadline.as_secs()),
+            ))
         }
     }
 }

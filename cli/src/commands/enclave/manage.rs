@@ -173,7 +173,11 @@ fn table(stdout: &mut impl Write, enclaves: &[EnclaveState]) -> io::Result<()> {
         let debug = if it.debug { " (debug)" } else { "" };
         let memory = format!("{} MiB", it.memory_mib);
         let (phase, pid, cid, cpus, machine) = (it.phase.to_string(), it.pid, it.cid, it.cpus, &it.machine);
-        write!(stdout, "{:width$}  {phase:7}  {pid:<7}  {cid:<3}  {cpus:<5}  {memory:<9}  ", it.name.to_string())?;
+        write!(
+            stdout,
+            "{:width$}  {phase:7}  {pid:<7}  {cid:<3}  {cpus:<5}  {memory:<9}  ",
+            it.name.to_string()
+        )?;
         writeln!(stdout, "{machine:13}  {}{debug}", it.image.display())?;
     }
     Ok(())

@@ -11,8 +11,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use command_line::{Exit, Failure};
 use enclave_vm::{
-    Accelerator, BootImage, Ending, Error, GuestCid, Home, Launch, Log, MachineConfig, MachineKind, Memory, Name,
-    Phase, Plain, Registers, Search, Sink, Stopper, Vm,
+    Accelerator, BootImage, Ending, Error, GuestCid, Home, Launch, Log, MachineConfig, MachineKind, Memory,
+    Name, Phase, Plain, Registers, Search, Sink, Stopper, Vm,
 };
 use nsm_emulator::{Config, Emulator, system_clock};
 use serde::{Deserialize, Serialize};
@@ -159,7 +159,11 @@ pub(super) fn run(arguments: Run, stdout: &mut impl Write, stderr: &mut impl Wri
         vsock: arguments.vsock.clone().unwrap_or_else(|| home.vsock()),
         nsm_root: None,
         os_image_hash: opened.os_image_hash.to_string(),
-        pcrs: registers.to_map().iter().map(|(index, pcr)| (index.get().to_string(), pcr.to_string())).collect(),
+        pcrs: registers
+            .to_map()
+            .iter()
+            .map(|(index, pcr)| (index.get().to_string(), pcr.to_string()))
+            .collect(),
         boot_millis: None,
         boot_guest_millis: None,
     };
@@ -240,7 +244,9 @@ fn watch(
 /// What an enclave's end means for a script.
 pub(super) fn exit_of(ending: &Ending) -> Exit {
     match ending {
-        Ending::Guest(enclave_vm::GuestEnd::Restarted | enclave_vm::GuestEnd::Halted) | Ending::Stopped => Exit::Done,
+        Ending::Guest(enclave_vm::GuestEnd::Restarted | enclave_vm::GuestEnd::Halted) | Ending::Stopped => {
+            Exit::Done
+        }
         Ending::NotBooted { .. } | Ending::LifetimeOver(_) => Exit::NoAnswer,
         _ => Exit::Internal,
     }
@@ -358,7 +364,10 @@ impl Signals {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
         let (mut interrupt, mut terminate) = {
             let _entered = runtime.enter();
-            (signal(SignalKind::interrupt()).map_err(failed)?, signal(SignalKind::terminate()).map_err(failed)?)
+            (
+                signal(SignalKind::interrupt()).map_err(failed)?,
+                signal(SignalKind::terminate()).map_err(failed)?,
+            )
         };
         let interrupted = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&interrupted);
