@@ -51,14 +51,18 @@ pub(crate) enum Event {
 /// Splits the console into lines and looks for events in them.
 #[derive(Debug, Default)]
 pub(crate) struct Watcher {
+    /// What the kernel says when it starts the ramdisk's init. It says the same of others, such as /sbin/init, which
+    /// it tries when the ramdisk has none.
+    init_message: String,
     ready_line: Option<String>,
     line: Vec<u8>,
     last: String,
 }
 
 impl Watcher {
-    pub(crate) fn new(ready_line: Option<String>) -> Self {
-        Self { ready_line, ..Self::default() }
+    /// For a kernel that runs `init` and a caller that waits for a line with `ready_line` in it.
+    pub(crate) fn new(init: &str, ready_line: Option<String>) -> Self {
+        Self { init_message: format!("Run {init} as init process"), ready_line, ..Self::default() }
     }
 
     /// The last line that was not empty.
@@ -86,24 +90,24 @@ impl Watcher {
         if self.ready_line.as_ref().is_some_and(|expected| text.contains(expected.as_str())) {
             events.push(Event::Ready);
         }
-        events.extend(kernel_message(&text).and_then(|(time, message)| event_of(time, message)));
+        events.extend(kernel_message(&text).and_then(|(time, message)| self.event_of(time, message)));
         if !text.trim().is_empty() {
             self.last = text;
         }
     }
-}
 
-fn event_of(time: Duration, message: &str) -> Option<Event> {
-    if message.starts_with("Run ") && message.ends_with(" as init process") {
-        return Some(Event::Init(time));
-    }
-    if let Some(panic) = message.strip_prefix("Kernel panic - not syncing: ") {
-        return Some(Event::End(GuestEnd::Panicked(panic.to_owned())));
-    }
-    match message.strip_prefix("reboot: ")? {
-        it if it.starts_with("Restarting system") => Some(Event::End(GuestEnd::Restarted)),
-        "System halted" | "Power down" => Some(Event::End(GuestEnd::Halted)),
-        _ => None,
+    fn event_of(&self, time: Duration, message: &str) -> Option<Event> {
+        if message == self.init_message {
+            return Some(Event::Init(time));
+        }
+        if let Some(panic) = message.strip_prefix("Kernel panic - not syncing: ") {
+            return Some(Event::End(GuestEnd::Panicked(panic.to_owned())));
+        }
+        match message.strip_prefix("reboot: ")? {
+            it if it.starts_with("Restarting system") => Some(Event::End(GuestEnd::Restarted)),
+            "System halted" | "Power down" => Some(Event::End(GuestEnd::Halted)),
+            _ => None,
+        }
     }
 }
 
@@ -247,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_boot_and_a_restart_are_seen() {
-        let mut watcher = Watcher::new(Some("app: ready".into()));
+        let mut watcher = Watcher::new("/init", Some("app: ready".into()));
         let events = watcher.feed(BOOT);
         assert_eq!(
             events,
@@ -258,9 +262,9 @@ mod tests {
 
     #[test]
     fn events_do_not_depend_on_how_the_bytes_arrive() {
-        let whole = Watcher::new(None).feed(BOOT);
+        let whole = Watcher::new("/init", None).feed(BOOT);
         for size in [1, 2, 7, 64] {
-            let mut watcher = Watcher::new(None);
+            let mut watcher = Watcher::new("/init", None);
             let pieces: Vec<_> = BOOT.chunks(size).flat_map(|piece| watcher.feed(piece)).collect();
             assert_eq!(pieces, whole, "in pieces of {size}");
         }
@@ -268,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_kernels_words_count_behind_an_unfinished_line_and_nothing_else_does() {
-        let end = |line: &str| Watcher::new(None).feed(format!("{line}\n").as_bytes());
+        let end = |line: &str| Watcher::new("/init", None).feed(format!("{line}\n").as_bytes());
         assert_eq!(end("[app] 50% [    2.000001] reboot: System halted"), [Event::End(GuestEnd::Halted)]);
         let panic =
             end("[   12.345678] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100");
@@ -280,6 +284,7 @@ mod tests {
             "[ abc.000001] reboot: Power down",
             "[    2.000001] app: reboot: Power down",
             "[    2.000001]",
+            "[    2.000001] Run /sbin/init as init process",
             "[99999999999999999999.000001] reboot: Power down",
         ] {
             assert_eq!(end(other), [], "{other}");
@@ -288,7 +293,7 @@ mod tests {
 
     #[test]
     fn an_endless_line_takes_no_memory() {
-        let mut watcher = Watcher::new(None);
+        let mut watcher = Watcher::new("/init", None);
         for _ in 0..100 {
             watcher.feed(&[b'x'; 1000]);
         }

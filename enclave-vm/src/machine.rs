@@ -256,6 +256,15 @@ pub(crate) fn kernel_speaks(command_line: &str) -> bool {
     !command_line.split_ascii_whitespace().any(|word| word == "quiet" || word.starts_with("loglevel="))
 }
 
+/// The program that a kernel with this command line runs first out of the ramdisk.
+pub(crate) fn init_of(command_line: &str) -> String {
+    let mut words = command_line.split_ascii_whitespace();
+    words
+        .rfind(|word| word.starts_with("rdinit="))
+        .map_or("/init", |word| &word["rdinit=".len()..])
+        .to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,5 +339,11 @@ mod tests {
         assert!(kernel_speaks("console=ttyS0 quietly"));
         assert!(!kernel_speaks("console=ttyS0 quiet"));
         assert!(!kernel_speaks("loglevel=3"));
+    }
+
+    #[test]
+    fn the_last_word_on_init_counts() {
+        assert_eq!(init_of("console=ttyS0 init=/sbin/init"), "/init");
+        assert_eq!(init_of("rdinit=/a rdinit=/b x"), "/b");
     }
 }

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use crate::arguments::{self, Boot, Qemu};
 use crate::console::{Event, GuestEnd, Sink, Watcher};
 use crate::image::BootImage;
-use crate::machine::{Memory, kernel_speaks};
+use crate::machine::{Memory, init_of, kernel_speaks};
 use crate::process::{self, Process};
 use crate::state::{EnclaveState, Home, Phase};
 use crate::vm::{BootTime, Ending, Launch, Shared};
@@ -50,7 +50,7 @@ impl Supervisor {
     pub(crate) fn start(launch: Launch, memory: Memory, shared: &Arc<Shared>) -> Result<Self, Error> {
         let Launch { mut home, image, image_path, debug, config, tools, vsock: vsock_path, consoles } =
             launch;
-        let speaks = kernel_speaks(image.command_line());
+        let (speaks, init) = (kernel_speaks(image.command_line()), init_of(image.command_line()));
         let machine = image.machine();
         let mut state = EnclaveState {
             name: home.name().clone(),
@@ -124,7 +124,7 @@ impl Supervisor {
         if let Some(wait) = nsm_wait {
             watch_nsm(wait, shared)?;
         }
-        let watcher = Watcher::new(config.ready_line.clone());
+        let watcher = Watcher::new(&init, config.ready_line.clone());
         let ready_with_init = config.ready_line.is_none();
         let console = Console { watcher, consoles, started, ready_with_init };
         let console = console.spawn(qemu.take_stdout(), shared)?;

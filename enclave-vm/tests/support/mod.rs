@@ -6,20 +6,20 @@ use std::process::Command;
 use enclave_vm::{MachineKind, Search, Tools};
 
 /// The kernel, or why there is none.
-pub fn kernel() -> Result<PathBuf, String> {
+pub(crate) fn kernel() -> Result<PathBuf, String> {
     let kernel = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/tools/enclave-vm/bzImage"));
     if kernel.is_file() { Ok(kernel.to_owned()) } else { Err(format!("{} is not there", kernel.display())) }
 }
 
 /// The programs, or why there are none.
-pub fn tools(kind: MachineKind) -> Result<Tools, String> {
+pub(crate) fn tools(kind: MachineKind) -> Result<Tools, String> {
     let [cache, home, path] = ["XDG_CACHE_HOME", "HOME", "PATH"].map(std::env::var_os);
     let search = Search::in_environment(cache.as_deref(), home.as_deref(), path.as_deref());
     search.find(kind).map_err(|error| error.to_string())
 }
 
 /// A ramdisk whose /init is `init.rs`.
-pub fn ramdisk(directory: &Path) -> Vec<u8> {
+pub(crate) fn ramdisk(directory: &Path) -> Vec<u8> {
     let init = directory.join("init");
     let built = Command::new("rustc")
         .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "panic=abort"])
