@@ -63,7 +63,11 @@ impl Stage {
                 short(&sha256(module.root_der()))
             ),
         );
-        let image = os_image_hash(&Pcr(measurements()[0]), &Pcr(measurements()[1]), &Pcr(measurements()[2]));
+        let image = os_image_hash(
+            &Pcr::new(measurements()[0]),
+            &Pcr::new(measurements()[1]),
+            &Pcr::new(measurements()[2]),
+        );
         story.said("image", &format!("OS_IMAGE_HASH = sha256(PCR0 ‖ PCR1 ‖ PCR2) = 0x{image}"));
 
         let app_id = AppId::new([0x11; 20]);
