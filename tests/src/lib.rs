@@ -4,6 +4,8 @@
 
 mod process;
 mod programs;
+mod trip;
 
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;
+pub use trip::{APP_ID, IMAGE, Trip, Variation};

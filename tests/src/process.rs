@@ -39,7 +39,8 @@ pub fn run<S: AsRef<OsStr>>(name: &str, arguments: &[S], deadline: Duration) -> 
 /// # Panics
 /// As [`run`].
 pub fn finish(mut command: Command, deadline: Duration) -> Finished {
-    let mut child = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts"));
+    let mut child =
+        Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts"));
     let stdout = collect(child.0.stdout.take().expect("stdout is piped"));
     let stderr = collect(child.0.stderr.take().expect("stderr is piped"));
     // The pipes close when the process ends, so receiving waits for the end, with a deadline.
@@ -94,7 +95,9 @@ impl Daemon {
         });
         match announced.recv_timeout(START) {
             Ok(endpoint) => Self { process, endpoint, log },
-            Err(_) => panic!("{name} does not listen:\n{}", log.lock().expect("no holder of this lock panics")),
+            Err(_) => {
+                panic!("{name} does not listen:\n{}", log.lock().expect("no holder of this lock panics"))
+            }
         }
     }
 
@@ -110,7 +113,10 @@ impl Daemon {
     /// When it does not listen on TCP.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.endpoint.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a TCP endpoint ends in a port")
+        self.endpoint
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok())
+            .expect("a TCP endpoint ends in a port")
     }
 
     /// What it logged so far, at the level `trace`.

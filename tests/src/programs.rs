@@ -22,7 +22,9 @@ pub fn program(name: &str) -> PathBuf {
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--workspace", "--bins", "--locked"]);
         build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        build.arg("--target-dir").arg(profile.parent().expect("a profile's directory is in the target directory"));
+        build
+            .arg("--target-dir")
+            .arg(profile.parent().expect("a profile's directory is in the target directory"));
         if profile.ends_with("release") {
             build.arg("--release");
         }
