@@ -57,14 +57,14 @@ async fn tell(Arguments { reveal, json }: Arguments) -> Result<(), Failure> {
     let stage = Stage::set(&mut story).await?;
 
     story.chapter("The trip");
-    let keys = stage.fetch_keys(&Enclave::registered(&stage)?, stage.kms(), &mut story).await?;
+    let keys = stage.fetch_keys(&Enclave::registered(&stage, "first")?, stage.kms(), &mut story).await?;
 
     story.chapter("Three trips that must fail");
     let mut refusals = Vec::new();
     for (attempt, enclave, kms) in [
         ("an enclave with a changed image", Enclave::with_changed_image(&stage)?, stage.kms()),
         ("a document two hours old", Enclave::with_old_clock(&stage)?, stage.kms()),
-        ("a KMS under another root", Enclave::registered(&stage)?, stage.impostor()),
+        ("a KMS under another root", Enclave::registered(&stage, "again")?, stage.impostor()),
     ] {
         story.attempt(attempt);
         let failure = match stage.fetch_keys(&enclave, kms, &mut story).await {

@@ -168,9 +168,9 @@ impl Stage {
 }
 
 impl Enclave {
-    /// The enclave whose image the KMS knows.
-    pub(super) fn registered(stage: &Stage) -> Result<Self, Failure> {
-        Self::new(stage, "registered", measurements(), 0)
+    /// The enclave whose image the KMS knows; `name` tells its module from others.
+    pub(super) fn registered(stage: &Stage, name: &str) -> Result<Self, Failure> {
+        Self::new(stage, name, measurements(), 0)
     }
 
     /// The same with one byte of the application changed, which is another PCR0 and another PCR2.
