@@ -47,6 +47,8 @@ pub(super) struct Direction {
     rest: Rest,
     may_splice: bool,
     spliced: bool,
+    /// Whether the last spliced move was large.
+    bulk: bool,
     throttled: bool,
     /// The reader was lost on the way.
     discarded: bool,
@@ -72,6 +74,7 @@ impl Direction {
             rest: Rest::new(early),
             may_splice,
             spliced: false,
+            bulk: false,
             throttled: false,
             discarded: false,
             small_writes: 0,
@@ -116,6 +119,7 @@ impl Direction {
         let mut turn = 0usize;
         for _ in 0..STEPS {
             let step = match &mut self.state {
+                State::Copying | State::Splicing(_) if !self.rest.is_empty() => self.flush(cx, to),
                 State::Copying => self.copy(cx, from, to, throttle.as_deref_mut()),
                 State::Splicing(_) => self.splice(cx, from, to, throttle.as_deref_mut()),
                 State::Ending => match Pin::new(&mut *to).poll_shutdown(cx) {
@@ -139,6 +143,18 @@ impl Direction {
         cx.waker().wake_by_ref();
     }
 
+    /// Writes what an earlier turn could not.
+    fn flush(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<usize> {
+        match Pin::new(to).poll_write(cx, self.rest.bytes()) {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.rest.advance(n);
+                Poll::Ready(n)
+            }
+            Poll::Ready(_) => self.writing_failed(),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
     /// One read and its writes; ready with the bytes written.
     fn copy(
         &mut self,
@@ -147,16 +163,6 @@ impl Direction {
         to: &mut Stream,
         throttle: Option<&mut Throttle>,
     ) -> Poll<usize> {
-        if !self.rest.is_empty() {
-            return match Pin::new(&mut *to).poll_write(cx, self.rest.bytes()) {
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    self.rest.advance(n);
-                    Poll::Ready(n)
-                }
-                Poll::Ready(_) => self.writing_failed(),
-                Poll::Pending => Poll::Pending,
-            };
-        }
         let Some(limit) = self.read_limit(BUFFER, throttle.as_deref(), to) else { return Poll::Pending };
         COPY.with_borrow_mut(|buffer| {
             if buffer.is_empty() {
@@ -198,7 +204,6 @@ impl Direction {
                 Poll::Ready(_) => return self.writing_failed(),
                 Poll::Pending => {
                     self.rest = Rest::new(bytes[done..].to_vec());
-                    self.state = State::Copying;
                     break;
                 }
             }
@@ -218,7 +223,12 @@ impl Direction {
         let State::Splicing(slot) = &mut self.state else { return Poll::Ready(0) };
         if let Some(lease) = slot.as_mut().filter(|lease| lease.held() > 0) {
             return match lease.drain(to) {
-                Ok(n) if n > 0 => Poll::Ready(n),
+                Ok(n) if n > 0 => {
+                    if lease.held() == 0 && !self.bulk {
+                        self.state = State::Copying;
+                    }
+                    Poll::Ready(n)
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(to.poll_write_ready(cx)),
                 _ => self.writing_failed(),
             };
@@ -242,14 +252,16 @@ impl Direction {
             }
             Ok(n) => {
                 self.spliced = true;
+                // Small moves cost less as copies: the bulk is over.
+                self.bulk = n >= BULK / 2;
                 if let Some(throttle) = throttle {
                     throttle.spend(n as u64);
                 }
                 Poll::Ready(0)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // Nothing to move: the pipe goes back, and what comes next decides how it is moved.
-                self.state = State::Copying;
+                // Nothing to move: the pipe goes back, and more of the bulk is waited for without one.
+                *slot = None;
                 wait(from.poll_read_ready(cx))
             }
             Err(_) => self.reading_failed(),
