@@ -97,6 +97,8 @@ impl Error {
     /// The exit code for this error: 1 internal, 2 usage, 3 refused, 4 no answer in time.
     pub fn exit_code(&self) -> u8 {
         match self {
+            // A path that was given and is not there is a mistake of the caller's.
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 2,
             Self::Worker | Self::Io { .. } => 1,
             Self::NotAFile { .. } | Self::Input { .. } => 2,
             Self::Format(_)
