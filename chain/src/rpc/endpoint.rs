@@ -72,11 +72,16 @@ impl Endpoint {
     /// # Errors
     /// [`Error::EndpointAddress`], [`Error::HttpClient`].
     pub fn new(address: &str, limits: Limits) -> Result<Self> {
-        let parsed = Url::parse(address).ok().filter(|url| url.has_host());
-        let Some(url) = parsed.filter(|url| matches!(url.scheme(), "http" | "https")) else {
-            let name: String = address.chars().take_while(|it| !"?#@".contains(*it)).take(60).collect();
+        let parsed = Url::parse(address).ok().filter(Url::has_host);
+        let Some(url) = parsed else {
+            // Not even its beginning is shown: it could be a key pasted into the wrong place.
+            let name = "(not a URL)".to_owned();
             return Err(Error::EndpointAddress { name });
         };
+        if !matches!(url.scheme(), "http" | "https") {
+            let name = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
+            return Err(Error::EndpointAddress { name });
+        }
         let port = url.port().map(|it| format!(":{it}")).unwrap_or_default();
         let name = format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default());
         // A redirect could lead to a private address or strip TLS; endpoints do not need them.

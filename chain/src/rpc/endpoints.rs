@@ -121,7 +121,7 @@ impl Endpoints {
         &self,
         what: &str,
         answers: Vec<(T, Vec<&str>)>,
-        mut failures: Vec<Error>,
+        failures: Vec<Error>,
     ) -> Error {
         let answered: usize = answers.iter().map(|(_, votes)| votes.len()).sum();
         if answered >= self.agreement || failures.is_empty() {
@@ -134,6 +134,11 @@ impl Endpoints {
                 answers: told.collect::<Vec<_>>().join("; "),
             };
         }
+        self.too_few(what, answered, failures)
+    }
+
+    /// With a single endpoint its error says it all. `failures` is not empty.
+    fn too_few(&self, what: &str, answered: usize, mut failures: Vec<Error>) -> Error {
         if self.all.len() == 1 {
             return failures.swap_remove(0);
         }
@@ -168,7 +173,7 @@ impl Endpoints {
         }
         drop(open);
         if heads.len() < self.agreement {
-            return Err(self.no_agreement::<()>("the newest block", Vec::new(), failures));
+            return Err(self.too_few("the newest block", heads.len(), failures));
         }
         heads.sort_by_key(|(_, head)| head.number);
         let (chain_id, lowest) = heads.swap_remove(0);

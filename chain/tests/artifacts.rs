@@ -1,0 +1,22 @@
+//! The committed contracts are what their sources compile to.
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn the_artifacts_are_what_the_sources_compile_to() {
+    let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).join("contracts");
+    if !contracts.join("node_modules/solc").is_dir() {
+        eprintln!("skipped: no compiler; run `npm ci --ignore-scripts` in chain/contracts");
+        return;
+    }
+    let checked = match Command::new("node").args(["compile.mjs", "--check"]).current_dir(&contracts).output()
+    {
+        Ok(checked) => checked,
+        Err(error) => {
+            eprintln!("skipped: no node: {error}");
+            return;
+        }
+    };
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
