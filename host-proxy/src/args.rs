@@ -120,8 +120,8 @@ pub struct ExplainArgs {
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
-    /// Targets, exactly as they would stand in a CONNECT line.
-    #[arg(required = true, value_name = "TARGET", allow_hyphen_values = true)]
+    /// Targets, exactly as they would stand in a CONNECT line; after -- when one begins with a hyphen.
+    #[arg(required = true, value_name = "TARGET")]
     pub targets: Vec<String>,
 }
 

@@ -261,6 +261,12 @@ async fn explain_says_which_rule_decides() {
     assert_eq!(code, Some(3), "one refusal is a refusal");
     let told: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(told["version"], 1);
+    // Flags may stand behind the targets, and a target may be any text.
+    let (code, out, _) = run(&[&["explain"][..], &list, &["kms.example.com:12001", "--json"]].concat()).await;
+    assert_eq!((code, serde_json::from_str::<serde_json::Value>(&out).is_ok()), (Some(0), true));
+    let (code, out, _) =
+        run(&["explain", "--allow", "a.example:443", "--", "-a.example:443", "", "a\tb:1"]).await;
+    assert_eq!((code, out.lines().filter(|line| line.starts_with("refused ")).count()), (Some(3), 3));
     assert_eq!(
         (&told["targets"][0]["verdict"], &told["targets"][1]["reason"]),
         (&"allowed".into(), &"no-rule".into())
