@@ -81,7 +81,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The machine asked for cannot be.
-    #[error("{0}")]
+    #[error(transparent)]
     Machine(#[from] crate::MachineError),
     /// The name cannot be a directory's.
     #[error("name {name:?}: expected 1 to 40 of a-z, 0-9 and -, starting with a letter or digit")]
@@ -147,6 +147,9 @@ impl Error {
                 "choose another name with `--name`, or stop it with `keyferry enclave stop`"
             }
             Self::Unknown { .. } => "see `keyferry enclave list`",
+            Self::Ended { ending: crate::Ending::NotBooted { .. } } => {
+                "allow more with `--boot-timeout`, and see whether the image has an /init and its command line a console"
+            }
             Self::Path { .. } => "use a directory without such characters",
             _ => return None,
         };

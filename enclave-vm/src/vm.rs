@@ -89,7 +89,7 @@ impl Display for Ending {
         match self {
             Self::Guest(end) => end.fmt(f),
             Self::Stopped => f.write_str("stopped"),
-            Self::LifetimeOver(lifetime) => write!(f, "still running after {:.0} s", lifetime.as_secs_f64()),
+            Self::LifetimeOver(lifetime) => write!(f, "its time of {:.0} s was over", lifetime.as_secs_f64()),
             Self::NotBooted { waited, console } if console.is_empty() => {
                 write!(f, "no init after {:.0} s, and nothing on the console", waited.as_secs_f64())
             }

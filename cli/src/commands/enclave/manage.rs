@@ -115,7 +115,7 @@ fn follow(
         if ended {
             return Ok(Ok(()));
         }
-        runtime.block_on(tokio::time::sleep(LOOK));
+        runtime.block_on(async { tokio::time::sleep(LOOK).await });
     }
 }
 
