@@ -2,6 +2,9 @@
 //!
 //! Boots need QEMU, vhost-device-vsock and a kernel (`scripts/enclave-vm-tools.sh`), and say so where one is missing.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise, in its helpers too")]
+#![expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+
 #[path = "../../enclave-vm/tests/support/mod.rs"]
 mod support;
 

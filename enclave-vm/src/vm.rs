@@ -317,7 +317,7 @@ impl Shared {
 /// What this computer has; no limit where it does not say.
 fn total_memory() -> Memory {
     let info = rustix::system::sysinfo();
-    let bytes = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
+    let bytes = info.totalram.saturating_mul(u64::from(info.mem_unit));
     Memory::from_mib(bytes >> 20)
 }
 

@@ -2,6 +2,9 @@
 //!
 //! They need QEMU, vhost-device-vsock and a kernel (`scripts/enclave-vm-tools.sh`), and say so where one is missing.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise, in its helpers too")]
+#![expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -65,18 +68,13 @@ impl Transcript {
 impl Bench {
     /// Nothing where something is missing; the test says so.
     fn new() -> Option<Self> {
-        let missing = |reason: String| {
-            println!("skipped: {reason}");
-            None::<()>
-        };
-        if let Err(reason) = support::kernel() {
-            missing(reason)?;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        match support::tools(MachineKind::Microvm) {
-            Ok(tools) => Some(Self { ramdisk: support::ramdisk(directory.path()), directory, tools }),
-            Err(reason) => {
-                missing(reason)?;
+        match (support::kernel(), support::tools(MachineKind::Microvm)) {
+            (Ok(_), Ok(tools)) => {
+                let directory = tempfile::tempdir().unwrap();
+                Some(Self { ramdisk: support::ramdisk(directory.path()), directory, tools })
+            }
+            (Err(reason), _) | (_, Err(reason)) => {
+                println!("skipped: {reason}");
                 None
             }
         }

@@ -20,7 +20,7 @@ pub(crate) enum Command {
     /// The console goes to standard output. Connections of the guest to CID 2, port P, arrive at a Unix socket, the
     /// --vsock path followed by _P, where host-proxy can listen. Ends with the guest: 0 when it restarted or halted,
     /// 1 when its kernel panicked or the machine broke, 4 when it did not come up or was not done in time.
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Show what an enclave wrote to its console, and with --follow what it writes until it ends.
     Console(manage::Console),
     /// List the enclaves that run. Removes what is left of those whose runner was killed.
@@ -36,7 +36,7 @@ pub(crate) fn run(
     stderr: &mut impl Write,
 ) -> Result<Exit, Failure> {
     match command {
-        Command::Run(arguments) => run::run(arguments, stdout, stderr),
+        Command::Run(arguments) => run::run(*arguments, stdout, stderr),
         Command::Console(arguments) => manage::console(&arguments, &registry(), stdout),
         Command::List(arguments) => manage::list(&arguments, &registry(), stdout),
         Command::Stop(arguments) => manage::stop(&arguments, &registry(), stdout),

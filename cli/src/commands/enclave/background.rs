@@ -59,7 +59,8 @@ fn words() -> io::Result<Vec<OsString>> {
 fn answer(runner: &mut Child, deadline: Duration) -> Result<Option<Started>, Failure> {
     let Some(stdout) = runner.stdout.take() else { return Ok(None) };
     let (told, tell) = channel();
-    std::thread::spawn(move || told.send(read_answer(stdout)));
+    // Nobody listens any more only when the deadline is over.
+    std::thread::spawn(move || drop(told.send(read_answer(stdout))));
     match tell.recv_timeout(deadline) {
         Ok(answer) => answer.map_err(|error| Failure::new(Exit::Internal, error)),
         Err(RecvTimeoutError::Disconnected) => Ok(None),

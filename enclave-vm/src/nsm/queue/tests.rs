@@ -219,8 +219,9 @@ fn a_request_of_any_claimed_length_is_read_up_to_the_limit() {
 #[test]
 fn chains_that_make_no_sense_come_back_empty_and_the_next_is_served() {
     let end = u64::try_from(MEMORY).unwrap();
-    // Address, length and flags of descriptors 0 and 1.
-    let cases: [(&str, [(u64, u32, u32); 2]); 5] = [
+    /// Address, length and flags.
+    type Fields = (u64, u32, u32);
+    let cases: [(&str, [Fields; 2]); 5] = [
         ("readable behind writable", [(ANSWER, 16, WRITE | NEXT), (REQUEST, 16, READ)]),
         ("request outside of memory", [(end, 16, READ), (0, 0, READ)]),
         ("request across the end of memory", [(end - 8, 16, READ), (0, 0, READ)]),
