@@ -3,6 +3,8 @@
 //! ```text
 //! reads    Endpoints ──view──▶ one block that k of n endpoints agree on ──Reader──▶ state of a contract
 //!                                                              └──Authorizer──▶ Decision about a boot info
+//! proofs   a block's state root ──ProvenReader──▶ the same decision, from storage proven by eth_getProof
+//! writes   Operation ──Sender──▶ plan, journal, transaction, confirmation, state read back (see [`write`])
 //! ```
 //!
 //! Endpoints are not trusted: each request has a deadline and a size limit, an endpoint on another chain or with an
@@ -20,6 +22,7 @@ pub mod explain;
 pub mod keys;
 #[cfg(feature = "command")]
 pub mod local;
+pub mod proof;
 pub mod revert;
 pub mod rpc;
 pub mod status;

@@ -1,5 +1,11 @@
 //! The committed contracts are what their sources compile to.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test stops where something is wrong, and says what it skips"
+)]
+
 use std::path::Path;
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! Every command on a local chain, each twice: the second time nothing is sent.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where something is wrong, and says what it skips")]
+
 mod support;
 
 use serde_json::json;

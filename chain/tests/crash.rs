@@ -1,6 +1,8 @@
 //! The command is killed at every request it makes, before and after the chain sees it. The next run must finish the
 //! work with exactly one transaction per operation.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where something is wrong, and says what it skips")]
+
 mod support;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,6 +1,11 @@
 //! A local chain, a proxy in front of it that follows a script, and the command to be tested.
 
 #![allow(dead_code, reason = "every test binary uses its part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test stops where something is wrong, and says what it skips"
+)]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
