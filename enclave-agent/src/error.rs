@@ -255,6 +255,12 @@ impl Error {
             Self::Call { source: HttpError::Status { .. }, .. } => {
                 "check --kms-url: host, port and path must be those of a dstack KMS; redirects are not followed"
             }
+            // Upstream's words for evidence that does not verify (kms-protocol §1.5).
+            Self::Call { source: HttpError::Refused { reason }, .. }
+                if reason.starts_with("invalid quote") =>
+            {
+                "the KMS does not believe this enclave's evidence: compare the clocks, and the NSM root that the KMS trusts"
+            }
             Self::Call { source: HttpError::Refused { .. }, .. } => {
                 "allow this image's os_image_hash and app id at the KMS's authoriser (`enclave-agent attest --json` shows the hash)"
             }
