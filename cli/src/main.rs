@@ -27,6 +27,9 @@ enum Command {
     GetKeys(enclave_agent::command::get_keys::Arguments),
     #[command(subcommand)]
     Attestation(commands::attestation::Command),
+    /// Register images and apps on the dstack contracts, and see what they decide
+    #[command(subcommand)]
+    Chain(commands::chain::Command),
     /// Run a KMS
     #[command(subcommand)]
     Kms(kms_server::command::Command),
@@ -57,6 +60,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
             command_line::logs::install(command_line::logs::LogFormat::Text, "warn");
             commands::enclave::run(command, &mut io::stdout(), &mut io::stderr())
         }
+        Command::Chain(command) => commands::chain::run(command),
         Command::Kms(command) => {
             command_line::logs::install(command_line::logs::LogFormat::Text, "info");
             block_on(async {

@@ -1,5 +1,6 @@
 //! One module per noun.
 
 pub(crate) mod attestation;
+pub(crate) mod chain;
 pub(crate) mod demo;
 pub(crate) mod enclave;
