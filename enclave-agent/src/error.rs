@@ -256,7 +256,7 @@ impl Error {
                 "check --kms-url: host, port and path must be those of a dstack KMS; redirects are not followed"
             }
             // Upstream's words for evidence that does not verify (kms-protocol §1.5).
-            Self::Call { source: HttpError::Refused { reason }, .. }
+            Self::Call { source: HttpError::Refused { reason, .. }, .. }
                 if reason.starts_with("invalid quote") =>
             {
                 "the KMS does not believe this enclave's evidence: compare the clocks, and the NSM root that the KMS trusts"
