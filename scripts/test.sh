@@ -42,6 +42,11 @@ if $all; then
   fi
 fi
 
+if $all; then
+  step "tools of the tests that boot images"
+  scripts/enclave-vm-tools.sh
+fi
+
 step "tests"
 if command -v cargo-nextest >/dev/null; then
   cargo nextest run --workspace --locked
