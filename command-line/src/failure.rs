@@ -15,11 +15,7 @@ pub struct Failure {
 impl Failure {
     /// A failure that ends the process with `exit`.
     pub fn new(exit: Exit, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self {
-            exit,
-            cause: cause.into(),
-            hint: None,
-        }
+        Self { exit, cause: cause.into(), hint: None }
     }
 
     /// Adds the next step, as one sentence without a full stop.
@@ -47,10 +43,7 @@ impl Failure {
     }
 
     /// Tells the failure on standard error and gives the exit code to leave `main` with.
-    #[expect(
-        clippy::print_stderr,
-        reason = "this is the one place where a command's last word is printed"
-    )]
+    #[expect(clippy::print_stderr, reason = "this is the one place where a command's last word is printed")]
     pub fn report(&self) -> ExitCode {
         eprintln!("{self}");
         self.exit.into()
@@ -100,14 +93,7 @@ mod tests {
 
     #[test]
     fn every_exit_keeps_its_number() {
-        let all = [
-            Exit::Done,
-            Exit::Internal,
-            Exit::Usage,
-            Exit::Refused,
-            Exit::NoAnswer,
-            Exit::Interrupted,
-        ];
+        let all = [Exit::Done, Exit::Internal, Exit::Usage, Exit::Refused, Exit::NoAnswer, Exit::Interrupted];
         assert_eq!(all.map(Exit::code), [0, 1, 2, 3, 4, 130]);
     }
 }

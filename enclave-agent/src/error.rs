@@ -108,7 +108,7 @@ pub enum Error {
         /// The KMS.
         url: KmsUrl,
         /// What is wrong with the signature.
-        source: SignatureError,
+        source: Box<SignatureError>,
     },
     /// The keys were released for another image than this one.
     #[error("{url}: the keys are for image {actual}, this is {expected}")]

@@ -159,7 +159,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_document_that_says_something_else_is_refused() {
-        let cases: [(&str, fn(&mut AttestFields)); 4] = [
+        type Alter = fn(&mut AttestFields);
+        let cases: [(&str, Alter); 4] = [
             ("user_data", |fields| fields.user_data = Some(vec![6; 64])),
             ("user_data", |fields| fields.user_data = None),
             ("nonce", |fields| fields.nonce = None),

@@ -85,7 +85,7 @@ pub enum PolicyFileError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: tdx::Error,
+        source: Box<tdx::Error>,
     },
 }
 
@@ -174,8 +174,9 @@ impl TdxPolicy {
             .transpose()?;
         let collateral_path = path.parent().unwrap_or(Path::new("")).join(collateral);
         let max = u64::try_from(tdx::MAX_COLLATERAL_LEN).unwrap_or(u64::MAX);
-        let collateral = Collateral::from_json(&read_bounded(&collateral_path, max)?)
-            .map_err(|source| PolicyFileError::Collateral { path: collateral_path, source })?;
+        let collateral = Collateral::from_json(&read_bounded(&collateral_path, max)?).map_err(|source| {
+            PolicyFileError::Collateral { path: collateral_path, source: Box::new(source) }
+        })?;
         Ok(Self { verifier, collateral, quote, compose_hash })
     }
 

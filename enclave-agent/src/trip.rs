@@ -301,7 +301,7 @@ impl Attempt<'_> {
         };
         if let Some(k256_root) = &k256_root {
             verify_app_key(k256_root, &self.config.app_id, &app_keys.k256_key, &app_keys.k256_signature)
-                .map_err(|source| Error::KeySignature { url: self.url.clone(), source })?;
+                .map_err(|source| Error::KeySignature { url: self.url.clone(), source: Box::new(source) })?;
         }
         Ok(Keys { app_id: self.config.app_id, os_image_hash, app_keys })
     }

@@ -1,5 +1,7 @@
 //! The program itself: exit codes, hints, what is left on disk.
 
+#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

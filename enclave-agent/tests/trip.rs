@@ -1,5 +1,7 @@
 //! The trip against scripted peers on real sockets: the honest KMS, impostors, and everything that breaks on the way.
 
+#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The arrows of ARCHITECTURE.md, checked on what `cargo metadata` reports.
 
+#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 

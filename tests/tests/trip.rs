@@ -1,5 +1,7 @@
 //! The whole trip with real programs: keys that arrive, and trips that must end without any.
 
+#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -116,7 +118,12 @@ fn a_kms_under_another_root_is_not_asked_for_keys() {
 fn a_kms_by_another_name_is_refused() {
     let trip = Trip::start(&image().to_string(), Variation::default());
     let url = format!("https://127.0.0.1:{}", trip.kms.port());
-    expect_refusal(&trip, &run("enclave-agent", &replaced(&trip, "--kms-url", &url), DEADLINE), 3, "is not for 127.0.0.1");
+    expect_refusal(
+        &trip,
+        &run("enclave-agent", &replaced(&trip, "--kms-url", &url), DEADLINE),
+        3,
+        "is not for 127.0.0.1",
+    );
 }
 
 #[test]
