@@ -23,7 +23,7 @@ step() { printf '\n== %s\n' "$*" >&2; }
 if $all; then
   need shellcheck shellcheck
   step "shell scripts"
-  shellcheck -x .ci/run scripts/*.sh
+  git ls-files -z '.ci/run' '*.sh' | xargs -0 shellcheck -x
   step "formatting"
   cargo fmt --all --check
   step "lints"
@@ -45,6 +45,9 @@ fi
 if $all; then
   step "tools of the tests that boot images"
   scripts/enclave-vm-tools.sh
+  step "tools of the tests that run a chain"
+  need npm nodejs npm
+  (cd chain/contracts && npm install --ignore-scripts --no-save --no-package-lock --no-audit --no-fund)
 fi
 
 step "tests"

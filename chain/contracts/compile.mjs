@@ -1,8 +1,8 @@
 // Compiles src/ into artifacts/, one file per contract in Hardhat's shape. Same sources, same bytes: the compiler is
-// pinned by package-lock.json, and its metadata trailer (which would carry a hash of the paths) is left out.
+// pinned by package.json, and its metadata trailer (which would carry a hash of the paths) is left out.
 //
-//   npm ci --ignore-scripts && node compile.mjs           writes the artifacts
-//   npm ci --ignore-scripts && node compile.mjs --check   fails when the written ones are not what the sources give
+//   npm install --ignore-scripts && node compile.mjs           writes the artifacts
+//   npm install --ignore-scripts && node compile.mjs --check   fails when the written ones are not what the sources give
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import solc from "solc";

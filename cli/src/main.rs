@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::io::{self, BufWriter};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 use command_line::{Exit, Failure};
@@ -30,6 +31,9 @@ enum Command {
     /// Register images and apps on the dstack contracts, and see what they decide
     #[command(subcommand)]
     Chain(commands::chain::Command),
+    /// Build, measure and inspect enclave images
+    #[command(subcommand)]
+    Eif(eif_builder::cli::Command),
     /// Run a KMS
     #[command(subcommand)]
     Kms(kms_server::command::Command),
@@ -61,6 +65,11 @@ fn run(command: Command) -> Result<Exit, Failure> {
             commands::enclave::run(command, &mut io::stdout(), &mut io::stderr())
         }
         Command::Chain(command) => commands::chain::run(command),
+        Command::Eif(command) => {
+            #[expect(clippy::disallowed_methods, reason = "the outermost layer reads the clock once")]
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            eif_builder::cli::run_here(&command, i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+        }
         Command::Kms(command) => {
             command_line::logs::install(command_line::logs::LogFormat::Text, "info");
             block_on(async {

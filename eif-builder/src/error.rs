@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use command_line::Exit;
+
 use crate::problem::Finding;
 
 /// Why an image could not be read, built or accepted.
@@ -94,20 +96,19 @@ impl Error {
         Self::Input { object: object.to_string(), reason: reason.to_string() }
     }
 
-    /// The exit code for this error: 1 internal, 2 usage, 3 refused, 4 no answer in time.
-    pub fn exit_code(&self) -> u8 {
+    /// How a command ends with this error.
+    pub fn exit(&self) -> Exit {
         match self {
             // A path that was given and is not there is a mistake of the caller's.
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 2,
-            Self::Worker | Self::Io { .. } => 1,
-            Self::NotAFile { .. } | Self::Input { .. } => 2,
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Usage,
+            Self::Worker | Self::Io { .. } | Self::Registry(_) => Exit::Internal,
+            Self::NotAFile { .. } | Self::Input { .. } => Exit::Usage,
             Self::Format(_)
             | Self::Layer { .. }
             | Self::Limit { .. }
             | Self::Digest { .. }
-            | Self::Refused(_) => 3,
-            Self::Registry(_) => 1,
-            Self::Timeout { .. } => 4,
+            | Self::Refused(_) => Exit::Refused,
+            Self::Timeout { .. } => Exit::NoAnswer,
         }
     }
 

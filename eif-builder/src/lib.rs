@@ -15,7 +15,6 @@ pub mod cpio;
 mod cpio_read;
 mod diff;
 mod error;
-pub mod exit;
 pub mod format;
 mod image;
 mod inspect;

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use clap::Parser;
+use command_line::Exit;
 use eif_builder::cli::{Command, Io, run};
 use eif_builder::{Error, Image, SectionKind, Strict, read_ramdisk};
 use support::Inputs;
@@ -239,7 +240,7 @@ fn expectation_that_fails_names_the_register_and_its_input() {
     std::fs::write(folder.join("root/sub/f7"), "changed").unwrap();
     let error =
         command(&["measure", text(&folder), "--expect", hash, "--reference", text(&reference)]).unwrap_err();
-    assert_eq!(error.exit_code(), 3);
+    assert_eq!(error.exit(), Exit::Refused);
     let error = error.to_string();
     assert!(error.contains("PCR0 differs") && error.contains("application ramdisk (root)"), "{error}");
     assert!(error.contains("PCR2 is as expected"), "{error}");
@@ -348,7 +349,7 @@ fn signature_with_a_stale_length_in_the_header_is_repaired_by_signing_again() {
     support::fix_crc(&mut stale);
     let image = inputs.file("image.eif", &stale);
     let error = command(&["verify", text(&image)]).unwrap_err();
-    assert_eq!(error.exit_code(), 3);
+    assert_eq!(error.exit(), Exit::Refused);
     let (key, certificate) = (inputs.path("key.pem"), inputs.path("certificate.pem"));
     command(&[
         "sign",

@@ -8,9 +8,11 @@ mod pack;
 mod report;
 mod sign;
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 
 pub use args::*;
+
+use command_line::{Exit, Failure};
 
 use crate::Error;
 
@@ -30,10 +32,35 @@ impl std::fmt::Debug for Io<'_> {
     }
 }
 
+/// Runs a command on the process's own streams. `now` is in seconds since the epoch.
+///
+/// # Errors
+/// [`Failure`] with the exit code and, where one is known, the next step.
+pub fn run_here(command: &Command, now: i64) -> Result<Exit, Failure> {
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+    let taken = |source| Error::Io { action: "write", object: "the answer".into(), source };
+    let result = run(command, &mut Io { out: &mut out, err: &mut err, now });
+    match result.and_then(|()| out.flush().map_err(taken)) {
+        Ok(()) => Ok(Exit::Done),
+        // Whoever reads the answer may stop early.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(Exit::Done),
+        Err(error) => Err(failure(error)),
+    }
+}
+
+fn failure(error: Error) -> Failure {
+    let (exit, hint) = (error.exit(), error.hint());
+    let failure = Failure::new(exit, error);
+    match hint {
+        Some(hint) => failure.with_hint(hint),
+        None => failure,
+    }
+}
+
 /// Runs a command.
 ///
 /// # Errors
-/// See [`Error::exit_code`] for what they mean to a caller.
+/// See [`Error::exit`] for what they mean to a caller.
 pub fn run(command: &Command, io: &mut Io<'_>) -> Result<(), Error> {
     match command {
         Command::Measure(args) => measure::run(args, io),
