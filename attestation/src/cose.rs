@@ -8,7 +8,7 @@ use aws_lc_rs::digest::{Context, Digest, SHA384};
 use crate::cbor::{CborFault, Integer, Keys, Label, Reader};
 use crate::error::{Error, Part};
 
-/// The longest evidence that is looked at, in bytes. The payload has at most [`MAX_PAYLOAD_LEN`]; the rest of a
+/// The longest evidence that is looked at, in bytes. The payload has at most 16,384; the rest of a
 /// COSE_Sign1 by an NSM takes about 110.
 pub const MAX_EVIDENCE_LEN: usize = 17 * 1024;
 

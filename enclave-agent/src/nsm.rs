@@ -149,7 +149,7 @@ impl NsmError {
 /// A dropped future leaves the call running on its thread; the module cannot be interrupted.
 ///
 /// # Errors
-/// [`NsmError`]; internal errors of the module and a broken exchange are tried again, at most [`MAX_ATTEMPTS`] times.
+/// [`NsmError`]; internal errors of the module and a broken exchange are tried again, at most three times.
 pub async fn attest(
     nsm: &Arc<dyn Nsm>,
     fields: AttestFields,

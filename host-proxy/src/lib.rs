@@ -6,7 +6,7 @@
 //! | [`http`] | the head of a CONNECT, and the answers to it. Pure |
 //! | [`tls`] | the server name in a ClientHello. Pure |
 //! | [`config`] | the validated configuration |
-//! | [`args`], [`file`] | the command line and the configuration file |
+//! | [`args`], [`mod@file`] | the command line and the configuration file |
 //! | [`explain`] | the decision about a target, for people |
 //! | [`proxy`] | [`Proxy`]: listeners, reload, stop |
 //! | [`service`] | what is done with a connection: egress, forward, receive, heartbeat |

@@ -33,7 +33,7 @@ const MAX_ATTEMPTS: i64 = 100;
 /// Arguments of `get-keys`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// URL of the KMS, such as https://kms.example.com:12001; repeat it for replicas of one KMS
+    /// URL of the KMS, such as `https://kms.example.com:12001`; repeat it for replicas of one KMS
     #[arg(short = 'k', long = "kms-url", value_name = "URL", required = true)]
     pub kms_urls: Vec<KmsUrl>,
     /// App whose keys are wanted: 40 hex digits
