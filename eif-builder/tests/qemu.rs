@@ -146,6 +146,8 @@ fn boot(tools: &Tools, folder: &Path, image: &Path) -> Vec<String> {
     ])
     .args(["-L", "/usr/share/seabios", "-L", "/usr/share/qemu", "-kernel"])
     .arg(image)
+    // Not part of the registers. Without it the kernel panics where its emulated processor had to wait.
+    .args(["-append", "no_timer_check"])
     .arg("-chardev")
     .arg(format!("socket,id=c,path={}", socket.display()))
     .stdin(Stdio::null())

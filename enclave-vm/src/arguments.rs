@@ -148,7 +148,7 @@ mod tests {
     fn a_nitro_enclave_gets_the_image_and_its_parents_names() {
         let boot = Boot::NitroEnclave {
             image: Path::new("/images/a, b.eif"),
-            append: "reboot=t keyferry.parent_cid=2",
+            append: "reboot=t no_timer_check keyferry.parent_cid=2",
             role: Some("arn:aws:iam::1:role/a,b"),
             instance: Some("i-1"),
         };

@@ -228,9 +228,10 @@ impl MachineConfig {
     }
 
     /// The words for the guest that are not part of the image: where its parent is, how to restart so that QEMU
-    /// notices, and what the caller appends.
+    /// notices, and what the caller appends. The kernel's check of its timer takes an emulated processor that had to
+    /// wait for a real one for a broken one, and panics; so it is left out.
     pub(crate) fn appended(&self) -> String {
-        let ours = "reboot=t keyferry.parent_cid=2";
+        let ours = "reboot=t no_timer_check keyferry.parent_cid=2";
         match &self.append {
             Some(append) => format!("{ours} {append}"),
             None => ours.to_owned(),
@@ -311,8 +312,11 @@ mod tests {
     fn a_command_line_keeps_the_images_own_words_in_front() {
         let config = MachineConfig { append: Some("debug".into()), ..MachineConfig::default() };
         let line = config.command_line("console=ttyS0 reboot=k").unwrap();
-        assert_eq!(line, "console=ttyS0 reboot=k reboot=t keyferry.parent_cid=2 debug");
-        assert_eq!(MachineConfig::default().command_line("").unwrap(), "reboot=t keyferry.parent_cid=2");
+        assert_eq!(line, "console=ttyS0 reboot=k reboot=t no_timer_check keyferry.parent_cid=2 debug");
+        assert_eq!(
+            MachineConfig::default().command_line("").unwrap(),
+            "reboot=t no_timer_check keyferry.parent_cid=2"
+        );
     }
 
     #[test]

@@ -192,7 +192,11 @@ fn a_guest_gets_documents_that_verify_and_reaches_the_host() {
 
     assert_eq!(answering.join().unwrap(), "hello from the guest\n");
     assert_eq!(transcript.answer("vsock"), "hello from the host");
-    assert!(transcript.answer("command line").contains("reboot=t keyferry.parent_cid=2 test.vsock=1"));
+    assert!(
+        transcript
+            .answer("command line")
+            .contains("reboot=t no_timer_check keyferry.parent_cid=2 test.vsock=1")
+    );
     assert_eq!(transcript.answer("cpus"), "2");
     let pcrs = verify(&transcript, &nsm);
     for (index, pcr) in registers().to_map() {

@@ -20,7 +20,8 @@ pub fn program(name: &str) -> PathBuf {
         let test = env::current_exe().expect("a running program has a path");
         let profile = test.ancestors().nth(2).expect("tests run two levels below their profile's directory");
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--workspace", "--bins", "--locked"]);
+        // As the test run itself is built: another selection would unite other features and build everything anew.
+        build.args(["test", "--no-run", "--quiet", "--workspace", "--locked"]);
         build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         build
             .arg("--target-dir")
