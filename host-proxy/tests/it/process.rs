@@ -86,9 +86,10 @@ async fn killed_during_a_transfer_both_sides_see_an_error() {
 async fn a_killed_peer_is_an_error_on_the_other_side() {
     let (listener, address) = listen().await;
     let mut proxy = Running::with_flags(&["--allow", &address.to_string()]).await;
-    // A client that has unread bytes when it is killed; its kernel resets the connection.
+    // A client that has unread bytes when it is killed, so that its kernel resets the connection: it takes the first
+    // line of the proxy's answer and leaves the rest.
     let script = format!(
-        "exec 3<>/dev/tcp/{}/{}; printf 'CONNECT {address} HTTP/1.1\\r\\n\\r\\n' >&3; echo sent; read -r never",
+        "exec 3<>/dev/tcp/{}/{}; printf 'CONNECT {address} HTTP/1.1\\r\\n\\r\\n' >&3; read -r status <&3; echo answered; read -r never",
         proxy.address.ip(),
         proxy.address.port()
     );
