@@ -1,6 +1,10 @@
 //! What a document costs in memory, honest or hostile.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a set-up that fails is a failed test"
+)]
 
 mod support;
 

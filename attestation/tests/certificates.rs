@@ -1,6 +1,11 @@
 //! Chains that are wrong in one way each, and chains that are unusual and right.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a set-up that fails is a failed test"
+)]
 
 mod support;
 

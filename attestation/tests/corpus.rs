@@ -1,6 +1,6 @@
 //! Replays the fuzz corpus with the compiler that everybody has.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,11 @@
 //! Real documents of 2021 to 2025, from `../shared/fixtures/nitro`; skipped where that folder is absent.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a set-up that fails is a failed test"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,11 @@
 //! What the format leaves open must be accepted, and what is not signed may change without changing the verdict.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a set-up that fails is a failed test"
+)]
 
 mod support;
 

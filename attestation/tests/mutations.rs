@@ -1,7 +1,12 @@
 //! Documents that are wrong in one way each, signed by a test PKI so that nothing but the one rule can refuse them, with
 //! the exact name of the refusal. And the other direction: every freedom the format has must be accepted.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a set-up that fails is a failed test"
+)]
 
 mod support;
 

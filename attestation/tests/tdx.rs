@@ -1,6 +1,11 @@
 //! Real TDX quotes with their collateral, from `../shared/fixtures/tdx`; skipped where that folder is absent.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::cast_possible_truncation, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    reason = "a set-up that fails is a failed test"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
