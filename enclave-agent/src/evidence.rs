@@ -122,6 +122,7 @@ mod tests {
     use nsm_emulator::{Config, Emulator};
 
     use super::*;
+    use crate::nsm::{Request, Response};
 
     /// The emulator without a socket; `alter` may falsify what it was asked.
     struct Module {
@@ -136,10 +137,17 @@ mod tests {
     }
 
     impl Nsm for Module {
+        fn request(&self, request: Request) -> Result<Response, NsmError> {
+            nsm::ask_with(&request, |request| Ok(self.emulator.process(request)))
+        }
+
         fn attest(&self, fields: &AttestFields) -> Result<Vec<u8>, NsmError> {
             let mut fields = fields.clone();
             (self.alter)(&mut fields);
-            nsm::ask_with(&fields, |request| Ok(self.emulator.process(request)))
+            match self.request(nsm::request(&fields))? {
+                Response::Attestation { document } => Ok(document),
+                _ => Err(NsmError::Response),
+            }
         }
     }
 

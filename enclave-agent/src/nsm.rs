@@ -10,12 +10,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_nitro_enclaves_nsm_api::api::{ErrorCode, Request, Response};
+use attestation::{Pcr, PcrIndex};
+use aws_nitro_enclaves_nsm_api::api::ErrorCode;
+pub use aws_nitro_enclaves_nsm_api::api::{Request, Response};
 use aws_nitro_enclaves_nsm_api::driver::{nsm_exit, nsm_init, nsm_process_request};
 use serde_bytes::ByteBuf;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use transport::{Endpoint, ParseEndpointError, frame};
+use zeroize::Zeroizing;
 
 /// The device file that the driver's library opens.
 const DEVICE: &str = "/dev/nsm";
@@ -27,13 +30,78 @@ const MAX_DEPTH: usize = 4;
 /// Most requests made for one document; only an internal error of the module is worth a second one.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// What an NSM is asked for. Calls block, for as long as 120 s in the driver: use [`attest`] from async code.
+/// What an NSM is asked for. Calls block, for as long as 120 s in the driver: use [`call`] or [`attest`] from async
+/// code.
 pub trait Nsm: Send + Sync {
+    /// Has one request of the driver's protocol answered; the answer may be [`Response::Error`].
+    ///
+    /// # Errors
+    /// [`NsmError`] when there is no answer.
+    fn request(&self, request: Request) -> Result<Response, NsmError>;
+
     /// A signed attestation document that carries these fields, as COSE_Sign1 bytes.
     ///
     /// # Errors
     /// [`NsmError`].
-    fn attest(&self, fields: &AttestFields) -> Result<Vec<u8>, NsmError>;
+    fn attest(&self, fields: &AttestFields) -> Result<Vec<u8>, NsmError> {
+        match answer(self.request(request(fields))?)? {
+            Response::Attestation { document } => Ok(document),
+            _ => Err(NsmError::Response),
+        }
+    }
+
+    /// Random bytes of the module, 256 at present and never none.
+    ///
+    /// # Errors
+    /// [`NsmError`].
+    fn random(&self) -> Result<Zeroizing<Vec<u8>>, NsmError> {
+        match answer(self.request(Request::GetRandom)?)? {
+            Response::GetRandom { random } if !random.is_empty() => Ok(Zeroizing::new(random)),
+            _ => Err(NsmError::Response),
+        }
+    }
+
+    /// A platform configuration register.
+    ///
+    /// # Errors
+    /// [`NsmError`].
+    fn describe_pcr(&self, index: PcrIndex) -> Result<Register, NsmError> {
+        match answer(self.request(Request::DescribePCR { index: index.get().into() })?)? {
+            Response::DescribePCR { lock, data } => Ok(Register { locked: lock, value: register(&data)? }),
+            _ => Err(NsmError::Response),
+        }
+    }
+
+    /// Extends a register: its new value is SHA-384 over the old one and `data`.
+    ///
+    /// # Errors
+    /// [`NsmError`]; [`NsmError::is_locked_register`] for one that is locked.
+    fn extend_pcr(&self, index: PcrIndex, data: Vec<u8>) -> Result<Pcr, NsmError> {
+        match answer(self.request(Request::ExtendPCR { index: index.get().into(), data })?)? {
+            Response::ExtendPCR { data } => register(&data),
+            _ => Err(NsmError::Response),
+        }
+    }
+
+    /// Locks a register until the enclave ends. Documents show locked registers only.
+    ///
+    /// # Errors
+    /// [`NsmError`]; [`NsmError::is_locked_register`] for one that is locked already.
+    fn lock_pcr(&self, index: PcrIndex) -> Result<(), NsmError> {
+        match answer(self.request(Request::LockPCR { index: index.get().into() })?)? {
+            Response::LockPCR => Ok(()),
+            _ => Err(NsmError::Response),
+        }
+    }
+}
+
+/// A platform configuration register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// Whether it can still be extended; documents show locked registers only.
+    pub locked: bool,
+    /// Its value.
+    pub value: Pcr,
 }
 
 /// What the caller wants to have signed, with the module's limits: 512, 512 and 1024 bytes.
@@ -139,6 +207,11 @@ pub enum NsmError {
 }
 
 impl NsmError {
+    /// Whether the module refused because a register is locked.
+    pub fn is_locked_register(&self) -> bool {
+        matches!(self, Self::Code { code: "ReadOnlyIndex" })
+    }
+
     fn is_transient(&self) -> bool {
         matches!(self, Self::Code { code: "InternalError" } | Self::Exchange { .. })
     }
@@ -155,8 +228,7 @@ pub async fn attest(
     fields: AttestFields,
     deadline: Duration,
 ) -> Result<Vec<u8>, NsmError> {
-    let nsm = Arc::clone(nsm);
-    let asked = spawn_blocking(move || {
+    call(nsm, deadline, move |nsm| {
         let mut attempt = 1;
         loop {
             match nsm.attest(&fields) {
@@ -164,8 +236,23 @@ pub async fn attest(
                 result => return result,
             }
         }
-    });
-    match timeout(deadline, asked).await {
+    })
+    .await
+}
+
+/// Makes calls to a module away from the async threads, within `deadline` for all of them together.
+///
+/// A dropped future leaves the calls running on their thread; the module cannot be interrupted.
+///
+/// # Errors
+/// Those of `calls`, and [`NsmError::TimedOut`].
+pub async fn call<T: Send + 'static>(
+    nsm: &Arc<dyn Nsm>,
+    deadline: Duration,
+    calls: impl FnOnce(&dyn Nsm) -> Result<T, NsmError> + Send + 'static,
+) -> Result<T, NsmError> {
+    let nsm = Arc::clone(nsm);
+    match timeout(deadline, spawn_blocking(move || calls(&*nsm))).await {
         Ok(Ok(result)) => result,
         Ok(Err(_join)) => Err(NsmError::Aborted),
         Err(_elapsed) => Err(NsmError::TimedOut { after: deadline }),
@@ -195,8 +282,8 @@ impl NsmDevice {
 }
 
 impl Nsm for NsmDevice {
-    fn attest(&self, fields: &AttestFields) -> Result<Vec<u8>, NsmError> {
-        document(nsm_process_request(self.fd, request(fields)))
+    fn request(&self, request: Request) -> Result<Response, NsmError> {
+        Ok(nsm_process_request(self.fd, request))
     }
 }
 
@@ -216,19 +303,19 @@ struct NsmSocket {
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Nsm for NsmSocket {
-    fn attest(&self, fields: &AttestFields) -> Result<Vec<u8>, NsmError> {
-        ask_with(fields, |request| exchange(&self.path, request))
+    fn request(&self, request: Request) -> Result<Response, NsmError> {
+        ask_with(&request, |request| exchange(&self.path, request))
     }
 }
 
 /// Encodes the request, has it answered, decodes the answer.
 pub(crate) fn ask_with(
-    fields: &AttestFields,
+    request: &Request,
     exchange: impl FnOnce(&[u8]) -> Result<Vec<u8>, NsmError>,
-) -> Result<Vec<u8>, NsmError> {
+) -> Result<Response, NsmError> {
     let mut encoded = Vec::new();
-    ciborium::into_writer(&request(fields), &mut encoded).map_err(|_| NsmError::Encode)?;
-    document(decode(&exchange(&encoded)?)?)
+    ciborium::into_writer(request, &mut encoded).map_err(|_| NsmError::Encode)?;
+    decode(&exchange(&encoded)?)
 }
 
 fn exchange(path: &Path, request: &[u8]) -> Result<Vec<u8>, NsmError> {
@@ -259,18 +346,22 @@ fn decode(response: &[u8]) -> Result<Response, NsmError> {
     if rest.is_empty() { Ok(decoded) } else { Err(NsmError::Response) }
 }
 
-fn request(fields: &AttestFields) -> Request {
+pub(crate) fn request(fields: &AttestFields) -> Request {
     let AttestFields { user_data, nonce, public_key } = fields;
     let bytes = |field: &Option<Vec<u8>>| field.clone().map(ByteBuf::from);
     Request::Attestation { user_data: bytes(user_data), nonce: bytes(nonce), public_key: bytes(public_key) }
 }
 
-fn document(response: Response) -> Result<Vec<u8>, NsmError> {
+/// An answer that is no error.
+fn answer(response: Response) -> Result<Response, NsmError> {
     match response {
-        Response::Attestation { document } => Ok(document),
         Response::Error(code) => Err(NsmError::Code { code: code_name(&code) }),
-        _ => Err(NsmError::Response),
+        response => Ok(response),
     }
+}
+
+fn register(data: &[u8]) -> Result<Pcr, NsmError> {
+    <[u8; Pcr::LEN]>::try_from(data).map(Pcr::new).map_err(|_| NsmError::Response)
 }
 
 fn code_name(code: &ErrorCode) -> &'static str {
@@ -394,10 +485,10 @@ mod tests {
     }
 
     impl Nsm for Flaky {
-        fn attest(&self, _fields: &AttestFields) -> Result<Vec<u8>, NsmError> {
+        fn request(&self, _request: Request) -> Result<Response, NsmError> {
             match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
                 Ok(_) => Err(NsmError::Code { code: self.code }),
-                Err(_) => Ok(vec![1]),
+                Err(_) => Ok(Response::Attestation { document: vec![1] }),
             }
         }
     }
@@ -417,7 +508,7 @@ mod tests {
     struct Stuck(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
 
     impl Nsm for Stuck {
-        fn attest(&self, _fields: &AttestFields) -> Result<Vec<u8>, NsmError> {
+        fn request(&self, _request: Request) -> Result<Response, NsmError> {
             let _told = self.0.lock().unwrap().recv();
             Err(NsmError::Response)
         }
@@ -430,6 +521,29 @@ mod tests {
         let error = attest(&nsm, AttestFields::default(), Duration::from_millis(10)).await.unwrap_err();
         assert!(matches!(error, NsmError::TimedOut { .. }), "{error}");
         drop(release);
+    }
+
+    /// The emulator without a socket.
+    struct Emulated(nsm_emulator::Emulator);
+
+    impl Nsm for Emulated {
+        fn request(&self, request: Request) -> Result<Response, NsmError> {
+            ask_with(&request, |request| Ok(self.0.process(request)))
+        }
+    }
+
+    #[test]
+    fn a_register_is_extended_until_it_is_locked() {
+        let nsm = Emulated(nsm_emulator::Emulator::new(nsm_emulator::Config::default()).unwrap());
+        let index = PcrIndex::new(16).unwrap();
+        assert_eq!(nsm.describe_pcr(index).unwrap(), Register { locked: false, value: Pcr::ZERO });
+        let value = nsm.extend_pcr(index, b"event".to_vec()).unwrap();
+        assert_ne!(value, Pcr::ZERO);
+        nsm.lock_pcr(index).unwrap();
+        assert_eq!(nsm.describe_pcr(index).unwrap(), Register { locked: true, value });
+        assert!(nsm.extend_pcr(index, b"more".to_vec()).unwrap_err().is_locked_register());
+        assert!(nsm.lock_pcr(index).unwrap_err().is_locked_register());
+        assert_eq!(nsm.random().unwrap().len(), 256);
     }
 
     #[test]
