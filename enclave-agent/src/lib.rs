@@ -7,6 +7,7 @@
 //! | [`nsm`], [`evidence`] | the Nitro Security Module, and what it says about this enclave |
 //! | [`policy`] | TDX evidence of the KMS against a policy file |
 //! | [`output`] | files that are complete or absent |
+//! | [`config`] | the measured configuration of an enclave |
 //! | [`command`] | the command line, shared with other programs |
 //!
 //! **Names.** Through a proxy this program resolves nothing: the proxy gets the host name. Without one the C library
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod config;
 mod deadlines;
 mod error;
 pub mod evidence;

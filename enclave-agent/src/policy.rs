@@ -118,7 +118,7 @@ pub enum PolicyError {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PolicyFile {
-    collateral: PathBuf,
+    collateral: Option<PathBuf>,
     mrtd: String,
     rtmr0: Option<String>,
     rtmr1: String,
@@ -138,11 +138,45 @@ impl TdxPolicy {
         let text = read_bounded(path, MAX_POLICY_FILE)?;
         let syntax = |source| PolicyFileError::Syntax { path: path.to_owned(), source };
         let text = String::from_utf8_lossy(&text);
-        Self::new(toml::from_str(&text).map_err(syntax)?, path, Verifier::new())
+        let file: PolicyFile = toml::from_str(&text).map_err(syntax)?;
+        let Some(collateral) = &file.collateral else {
+            let expected = "the file with Intel's collateral";
+            return Err(PolicyFileError::Value { path: path.to_owned(), name: "collateral", expected });
+        };
+        let collateral_path = path.parent().unwrap_or(Path::new("")).join(collateral);
+        let max = u64::try_from(tdx::MAX_COLLATERAL_LEN).unwrap_or(u64::MAX);
+        let collateral = Collateral::from_json(&read_bounded(&collateral_path, max)?).map_err(|source| {
+            PolicyFileError::Collateral { path: collateral_path, source: Box::new(source) }
+        })?;
+        Self::new(file, path, collateral, Verifier::new())
     }
 
-    fn new(file: PolicyFile, path: &Path, verifier: Verifier) -> Result<Self, PolicyFileError> {
-        let PolicyFile { collateral, mrtd, rtmr0, rtmr1, rtmr2, rtmr3, compose_hash, tcb_statuses } = file;
+    /// A policy whose text does not name its collateral, and the collateral: both are part of a measured
+    /// configuration, where there is no other file to read.
+    ///
+    /// # Errors
+    /// [`PolicyFileError`]; in place of a path it names `kms_policy` or `kms_collateral`.
+    pub fn from_texts(policy: &str, collateral: &str) -> Result<Self, PolicyFileError> {
+        let path = Path::new("kms_policy");
+        let file: PolicyFile = toml::from_str(policy)
+            .map_err(|source| PolicyFileError::Syntax { path: path.to_owned(), source })?;
+        if file.collateral.is_some() {
+            let expected = "none beside kms_collateral";
+            return Err(PolicyFileError::Value { path: path.to_owned(), name: "collateral", expected });
+        }
+        let collateral = Collateral::from_json(collateral.as_bytes()).map_err(|source| {
+            PolicyFileError::Collateral { path: "kms_collateral".into(), source: Box::new(source) }
+        })?;
+        Self::new(file, path, collateral, Verifier::new())
+    }
+
+    fn new(
+        file: PolicyFile,
+        path: &Path,
+        collateral: Collateral,
+        verifier: Verifier,
+    ) -> Result<Self, PolicyFileError> {
+        let PolicyFile { collateral: _, mrtd, rtmr0, rtmr1, rtmr2, rtmr3, compose_hash, tcb_statuses } = file;
         let value = |name, expected| PolicyFileError::Value { path: path.to_owned(), name, expected };
         let measurement = |name, text: &str| {
             decode_hex(text).map(Measurement).ok_or_else(|| value(name, "96 hex digits, not all zero"))
@@ -172,11 +206,6 @@ impl TdxPolicy {
         let compose_hash = compose_hash
             .map(|text| decode_hex(&text).ok_or_else(|| value("compose_hash", "64 hex digits, not all zero")))
             .transpose()?;
-        let collateral_path = path.parent().unwrap_or(Path::new("")).join(collateral);
-        let max = u64::try_from(tdx::MAX_COLLATERAL_LEN).unwrap_or(u64::MAX);
-        let collateral = Collateral::from_json(&read_bounded(&collateral_path, max)?).map_err(|source| {
-            PolicyFileError::Collateral { path: collateral_path, source: Box::new(source) }
-        })?;
         Ok(Self { verifier, collateral, quote, compose_hash })
     }
 
