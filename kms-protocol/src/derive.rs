@@ -6,7 +6,8 @@ mod signatures;
 
 pub use signatures::{
     K256PublicKey, Signature, SignatureError, sign_app_key, sign_env_public_key_v0, sign_env_public_key_v1,
-    verify_app_key, verify_env_public_key_v0, verify_env_public_key_v1,
+    sign_sealed_app_keys, verify_app_key, verify_env_public_key_v0, verify_env_public_key_v1,
+    verify_sealed_app_keys,
 };
 
 use hkdf::Hkdf;

@@ -14,6 +14,7 @@ pub mod derive;
 pub mod ids;
 pub mod nitro;
 pub mod report_data;
+pub mod sealed;
 mod secret;
 #[cfg(test)]
 mod vectors;

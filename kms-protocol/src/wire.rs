@@ -8,6 +8,7 @@ pub mod json;
 pub mod kms;
 pub mod method;
 pub mod onboard;
+pub mod sealed;
 pub mod webhook;
 
 pub use error_body::ErrorBody;
@@ -21,6 +22,7 @@ pub use onboard::{
     AttestationInfoResponse, BootstrapRequest, BootstrapResponse, ClearImageCacheRequest, OnboardRequest,
     OnboardResponse,
 };
+pub use sealed::{ChallengeRequest, ChallengeResponse, SealedAppKeyRequest, SealedAppKeyResponse};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

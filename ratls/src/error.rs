@@ -84,6 +84,12 @@ pub enum Error {
     /// Evidence that speaks for another key than the certificate's.
     #[error("report data of the attestation is not bound to the certificate's key")]
     NotBound,
+    /// A connection whose exporter proves nothing.
+    #[error("sealed release needs TLS 1.3, this connection has an older version")]
+    ExporterVersion,
+    /// Sealing or opening failed.
+    #[error("HPKE")]
+    Hpke(#[source] rustls::Error),
 }
 
 impl Error {
@@ -105,6 +111,8 @@ impl Error {
             Self::Attestation(source) => source.name(),
             Self::LegacyQuote => "legacy-quote",
             Self::NotBound => "report-data-not-bound",
+            Self::ExporterVersion => "tls-too-old-for-exporter",
+            Self::Hpke(_) => "hpke",
         }
     }
 }

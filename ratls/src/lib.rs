@@ -16,6 +16,7 @@ pub mod client;
 mod error;
 pub mod evidence;
 pub mod issue;
+pub mod sealed;
 pub mod server;
 mod verify;
 

@@ -4,13 +4,17 @@ use std::fmt;
 use std::str::FromStr;
 
 use k256::ecdsa::{RecoveryId, SigningKey, VerifyingKey};
+use sha2::Sha256;
 use sha3::{Digest, Keccak256};
 
 use super::RootKeys;
 use crate::ids::AppId;
+use crate::sealed::Commitment;
 
 const APP_KEY_ISSUED: &[u8] = b"dstack-kms-issued";
 const ENV_PUBLIC_KEY: &[u8] = b"dstack-env-encrypt-pubkey";
+/// Ours, see docs/sealed-release.md.
+const SEALED_APP_KEYS: &[u8] = b"keyferry-sealed-release-v1";
 
 /// Why a signature proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -174,6 +178,15 @@ fn env_digest_v1(app: &AppId, timestamp: u64, public_key: &[u8; 32]) -> Keccak25
         .chain_update(public_key)
 }
 
+fn sealed_digest(commitment: &Commitment, enc: &[u8; 32], ciphertext: &[u8]) -> Keccak256 {
+    Keccak256::new()
+        .chain_update(SEALED_APP_KEYS)
+        .chain_update(":")
+        .chain_update(commitment.as_bytes())
+        .chain_update(enc)
+        .chain_update(Sha256::digest(ciphertext))
+}
+
 /// Signs that `key` is the app's k256 key (`k256_signature`).
 #[must_use]
 pub fn sign_app_key(roots: &RootKeys, app: &AppId, key: &K256PublicKey) -> Signature {
@@ -236,4 +249,29 @@ pub fn verify_env_public_key_v1(
     signature: &Signature,
 ) -> Result<(), SignatureError> {
     signature.verify(env_digest_v1(app, timestamp, public_key), root)
+}
+
+/// Signs a sealed answer (`SealedAppKeyResponse.signature`): these keys, to this enclave, for this request.
+#[must_use]
+pub fn sign_sealed_app_keys(
+    roots: &RootKeys,
+    commitment: &Commitment,
+    enc: &[u8; 32],
+    ciphertext: &[u8],
+) -> Signature {
+    sign(&roots.k256.checked(), sealed_digest(commitment, enc, ciphertext))
+}
+
+/// Checks a signature of [`sign_sealed_app_keys`].
+///
+/// # Errors
+/// See [`SignatureError`].
+pub fn verify_sealed_app_keys(
+    root: &K256PublicKey,
+    commitment: &Commitment,
+    enc: &[u8; 32],
+    ciphertext: &[u8],
+    signature: &Signature,
+) -> Result<(), SignatureError> {
+    signature.verify(sealed_digest(commitment, enc, ciphertext), root)
 }

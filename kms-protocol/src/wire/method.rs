@@ -46,6 +46,10 @@ pub enum Method {
     GetMeta,
     GetTempCaCert,
     SignCert,
+    /// Ours: a nonce for sealed release.
+    GetChallenge,
+    /// Ours: an app's keys, for the enclave's eyes only.
+    GetAppKeySealed,
     /// `ClearImageCache` in the KMS service (generations A and B).
     LegacyClearImageCache,
     Bootstrap,
@@ -57,13 +61,15 @@ pub enum Method {
 
 impl Method {
     /// All of them, in the order of the reference.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::GetAppKey,
         Self::GetKmsKey,
         Self::GetAppEnvEncryptPubKey,
         Self::GetMeta,
         Self::GetTempCaCert,
         Self::SignCert,
+        Self::GetChallenge,
+        Self::GetAppKeySealed,
         Self::LegacyClearImageCache,
         Self::Bootstrap,
         Self::Onboard,
@@ -82,6 +88,8 @@ impl Method {
             Self::GetMeta => "GetMeta",
             Self::GetTempCaCert => "GetTempCaCert",
             Self::SignCert => "SignCert",
+            Self::GetChallenge => "GetChallenge",
+            Self::GetAppKeySealed => "GetAppKeySealed",
             Self::LegacyClearImageCache | Self::ClearImageCache => "ClearImageCache",
             Self::Bootstrap => "Bootstrap",
             Self::Onboard => "Onboard",
@@ -100,6 +108,8 @@ impl Method {
             | Self::GetMeta
             | Self::GetTempCaCert
             | Self::SignCert
+            | Self::GetChallenge
+            | Self::GetAppKeySealed
             | Self::LegacyClearImageCache => Service::Kms,
             Self::Bootstrap | Self::Onboard | Self::GetAttestationInfo | Self::Finish => Service::Onboard,
             Self::ClearImageCache => Service::Admin,
