@@ -6,13 +6,14 @@
 use std::num::NonZeroUsize;
 
 use attestation::{AppraisedDocument, OsImageHash, Policy, TrustAnchor, UnixMillis, Verifier};
-use kms_protocol::attestation_encoding::{Attestation, Config, VersionedAttestation};
+use kms_protocol::attestation_encoding::{Attestation, Config, RuntimeEvent, VersionedAttestation};
 use kms_protocol::cert::CertificateContents;
 use kms_protocol::nitro::{self, DeviceIdRule};
 use kms_protocol::wire::webhook::BootInfo;
 use kms_protocol::{AppId, InstanceId, report_data};
 
 use crate::text::chain;
+use crate::{rpc, sealed};
 
 /// Instances whose chain is remembered as verified.
 const CACHED_CHAINS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -151,6 +152,39 @@ impl Attester {
         let policy = Policy::any_image_that_caller_authorises().with_user_data(&attestation.report_data);
         let document = verified.appraise(&policy).map_err(Error::Document)?;
         Ok(Some(ClientEvidence { document, attestation }))
+    }
+}
+
+impl Attester {
+    /// Verifies a document that came in a request instead of a certificate (sealed release): it must meet `binding`,
+    /// which speaks of the ids. Takes up to several milliseconds of computing.
+    ///
+    /// # Errors
+    ///
+    /// [`sealed::Error::NotBound`](crate::sealed::Error) or [`Error`], with the text for the client.
+    pub(crate) fn verify_bound(
+        &self,
+        document: Vec<u8>,
+        binding: &Policy,
+        app_id: &AppId,
+        instance_id: &InstanceId,
+        now: UnixMillis,
+    ) -> Result<ClientEvidence, rpc::Error> {
+        let verified = self.verifier.verify(&document, now).map_err(Error::Document)?;
+        if verified.is_debug() {
+            return Err(Error::Debug.into());
+        }
+        let appraised = verified.appraise(binding).map_err(|error| match error {
+            attestation::Error::Binding { .. } => rpc::Error::Sealed(sealed::Error::NotBound),
+            other => Error::Document(other).into(),
+        })?;
+        let os_image_hash = appraised.os_image_hash();
+        // In the form that the rest of the way knows; no report data binds anything here.
+        let mut attestation = Attestation::nitro(document, Some(app_id), [0; 64], os_image_hash.as_bytes());
+        if *instance_id != InstanceId::NONE {
+            attestation.runtime_events.push(RuntimeEvent::new("instance-id", instance_id.as_bytes()));
+        }
+        Ok(ClientEvidence { document: appraised, attestation })
     }
 }
 

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::config::DEFAULT_BODY_LIMIT;
 use crate::rpc::{self, Kms};
+use crate::sealed::{SealedRelease, Session};
 use crate::text::chain;
 
 const APP_VERSION: HeaderName = HeaderName::from_static("x-app-version");
@@ -31,6 +32,9 @@ const BODY_UNIT: usize = 64 << 10;
 const BODY_UNITS: usize = 1024;
 /// Room for the longest answer, so that a buffer with keys in it never grows and leaves a copy behind.
 const ANSWER_CAPACITY: usize = 16 << 10;
+
+/// Longest body of the methods of sealed release.
+const SEALED_BODY_LIMIT: usize = 64 << 10;
 
 /// An answer; its buffer is wiped when it has been sent.
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -45,6 +49,13 @@ pub(crate) struct Http {
     /// From the last byte of the body to the first of the answer.
     pub(crate) request_deadline: Duration,
     body_memory: Arc<Semaphore>,
+}
+
+/// Who is at the other end of a connection.
+pub(crate) struct Peer {
+    /// The certificate it presented (DER), if any.
+    pub(crate) certificate: Option<Vec<u8>>,
+    pub(crate) session: Session,
 }
 
 /// A request that ends in an error body.
@@ -86,13 +97,13 @@ impl Http {
         Self { kms, body_limits, metrics, body_deadline, request_deadline, body_memory }
     }
 
-    /// Answers one request of a client that presented `certificate` (DER), if any.
-    pub(crate) async fn answer(&self, request: Request<Incoming>, certificate: Option<&[u8]>) -> Answer {
+    /// Answers one request.
+    pub(crate) async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Answer {
         let (parts, body) = request.into_parts();
         let mut answer = match self.route(&parts) {
             Route::Health => plain(StatusCode::OK, "text/plain; charset=utf-8", "OK"),
             Route::Metrics => plain(StatusCode::OK, "text/plain; charset=utf-8", self.kms.metrics.render()),
-            Route::Rpc(segment) => self.rpc(&parts, segment, body, certificate).await,
+            Route::Rpc(segment) => self.rpc(&parts, segment, body, peer).await,
             Route::None => not_found(&parts),
         };
         let headers = answer.headers_mut();
@@ -119,10 +130,10 @@ impl Http {
         }
     }
 
-    async fn rpc(&self, parts: &Parts, segment: &str, body: Incoming, certificate: Option<&[u8]>) -> Answer {
+    async fn rpc(&self, parts: &Parts, segment: &str, body: Incoming, peer: &Peer) -> Answer {
         let name = Service::Kms.bare_name(segment);
-        let method = Service::Kms.method(segment).filter(|method| is_served(*method));
-        let (answer, encoding) = self.call(parts, name, method, body, certificate).await;
+        let method = Service::Kms.method(segment).filter(|method| self.serves(*method));
+        let (answer, encoding) = self.call(parts, name, method, body, peer).await;
         let answer = match answer {
             Ok(body) => success(encoding, body),
             Err(failure) => {
@@ -144,7 +155,7 @@ impl Http {
         name: &str,
         method: Option<Method>,
         body: Incoming,
-        certificate: Option<&[u8]>,
+        peer: &Peer,
     ) -> (Result<Zeroizing<Vec<u8>>, Failure>, Encoding) {
         let query = parts.uri.query().unwrap_or_default();
         let is_get = parts.method != Verb::POST;
@@ -159,8 +170,8 @@ impl Http {
             Err(failure) => return (Err(failure), early),
         };
         let work = async {
-            let evidence = match certificate {
-                Some(certificate) => match self.kms.verify_client(certificate.to_vec()).await {
+            let evidence = match &peer.certificate {
+                Some(certificate) => match self.kms.verify_client(certificate.clone()).await {
                     Ok(evidence) => evidence,
                     Err(error) => return (Err(self.refused(error)), early),
                 },
@@ -171,7 +182,7 @@ impl Http {
                 return (Err(Failure::bad(format!("Service not found: {name}"))), form.response());
             };
             let message = Message { form, query, body: &body.bytes };
-            (self.dispatch(method, &message, evidence).await, form.response())
+            (self.dispatch(method, &message, evidence, peer).await, form.response())
         };
         match timeout(self.request_deadline, work).await {
             Ok(answer) => answer,
@@ -187,12 +198,21 @@ impl Http {
         method: Method,
         message: &Message<'_>,
         evidence: Option<crate::attest::ClientEvidence>,
+        peer: &Peer,
     ) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let encoding = message.form.response();
         match method {
             Method::GetAppKey => {
                 let request = message.decode()?;
                 let answer = self.kms.app_key(&request, evidence).await;
+                Ok(encode(encoding, &answer.map_err(|error| self.refused(error))?))
+            }
+            Method::GetChallenge => {
+                let answer = self.kms.challenge(&message.decode()?, &peer.session);
+                Ok(encode(encoding, &answer.map_err(|error| self.refused(error.into()))?))
+            }
+            Method::GetAppKeySealed => {
+                let answer = self.kms.app_key_sealed(message.decode()?, &peer.session).await;
                 Ok(encode(encoding, &answer.map_err(|error| self.refused(error))?))
             }
             Method::GetAppEnvEncryptPubKey => {
@@ -205,6 +225,14 @@ impl Http {
         }
     }
 
+    /// Whether the method is known here, with these settings.
+    fn serves(&self, method: Method) -> bool {
+        match method {
+            Method::GetChallenge | Method::GetAppKeySealed => self.kms.sealed_release != SealedRelease::Off,
+            other => is_served(other),
+        }
+    }
+
     fn refused(&self, error: rpc::Error) -> Failure {
         self.kms.metrics.refused(error.name());
         let failure = Failure::from(error);
@@ -214,7 +242,7 @@ impl Http {
     }
 
     async fn read_body(&self, name: &str, body: Incoming) -> Result<Received, Failure> {
-        let limit = self.body_limits.get(name).copied().unwrap_or(DEFAULT_BODY_LIMIT);
+        let limit = self.body_limits.get(name).copied().unwrap_or_else(|| default_body_limit(name));
         match timeout(self.body_deadline, receive(body, limit, &self.body_memory)).await {
             Ok(received) => received,
             Err(_) => Err(Failure {
@@ -222,6 +250,15 @@ impl Http {
                 text: format!("failed to read data: no end within {:?}", self.body_deadline),
             }),
         }
+    }
+}
+
+/// Longest body of a method that the configuration does not limit.
+fn default_body_limit(name: &str) -> usize {
+    match name {
+        // A document in hex is 24 KiB at most.
+        "GetChallenge" | "GetAppKeySealed" => SEALED_BODY_LIMIT,
+        _ => DEFAULT_BODY_LIMIT,
     }
 }
 

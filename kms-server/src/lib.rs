@@ -9,7 +9,7 @@
 //! | [`store`] | the directory of keys: made once, never overwritten |
 //! | [`attest`] | from a client's certificate to verified evidence |
 //! | [`authorise`] | who decides: a policy file, a webhook |
-//! | `rpc`, `http` | the methods, and HTTP in front of them |
+//! | `rpc`, `sealed`, `http` | the methods, and HTTP in front of them |
 //! | [`server`] | connections and their deadlines; [`Server::start`] runs it all in this process |
 //! | [`command`] | the command line |
 //!
@@ -26,10 +26,12 @@ mod http;
 mod metrics;
 mod offload;
 mod rpc;
+mod sealed;
 pub mod server;
 pub mod store;
 mod text;
 
 pub use config::Config;
 pub use rpc::Clock;
+pub use sealed::SealedRelease;
 pub use server::{Server, ServerHandle, StartError};

@@ -18,6 +18,7 @@ use crate::attest::{self, AttestedClient, Attester, ClientEvidence};
 use crate::authorise::{Authoriser, Grant, Refusal};
 use crate::metrics::Metrics;
 use crate::offload::{Busy, Offload};
+use crate::sealed::{self, SealedRelease};
 use crate::store::Identity;
 use crate::text::chain;
 
@@ -34,6 +35,7 @@ pub(crate) struct Kms {
     pub(crate) authoriser: Box<dyn Authoriser>,
     pub(crate) attester: Attester,
     pub(crate) nitro_enclave_key_release: bool,
+    pub(crate) sealed_release: SealedRelease,
     pub(crate) offload: Offload,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
@@ -52,6 +54,10 @@ pub(crate) enum Error {
     Attest(#[from] attest::Error),
     #[error("App not allowed: key release to Nitro Enclaves is not enabled (core.nitro_enclave_key_release)")]
     ReleaseDisabled,
+    #[error("App not allowed: this KMS releases app keys only sealed (GetAppKeySealed, core.sealed_release)")]
+    SealedOnly,
+    #[error(transparent)]
+    Sealed(#[from] sealed::Error),
     #[error("App not allowed: {0}")]
     Refused(#[from] Refusal),
     #[error("app_id must be 20 bytes")]
@@ -76,6 +82,8 @@ impl Error {
             Self::NoAttestation => "no-attestation",
             Self::Attest(error) => error.name(),
             Self::ReleaseDisabled => "release-disabled",
+            Self::SealedOnly => "sealed-only",
+            Self::Sealed(error) => error.name(),
             Self::Refused(Refusal::Denied { .. }) => "denied",
             Self::Refused(Refusal::Unavailable(_)) => "authoriser-unavailable",
             Self::AppId => "app-id-length",
@@ -105,7 +113,19 @@ impl Kms {
         if request.api_version > 1 {
             return Err(Error::ApiVersion(request.api_version));
         }
-        let (client, boot_info) = evidence.ok_or(Error::NoAttestation)?.into_client(&request.vm_config)?;
+        if self.sealed_release == SealedRelease::Require {
+            return Err(Error::SealedOnly);
+        }
+        self.release(evidence.ok_or(Error::NoAttestation)?, &request.vm_config).await
+    }
+
+    /// From verified evidence to keys, however the evidence came.
+    pub(crate) async fn release(
+        self: &Arc<Self>,
+        evidence: ClientEvidence,
+        vm_config: &str,
+    ) -> Result<AppKeyResponse, Error> {
+        let (client, boot_info) = evidence.into_client(vm_config)?;
         if !self.nitro_enclave_key_release {
             return Err(Error::ReleaseDisabled);
         }

@@ -29,10 +29,11 @@ use crate::authorise::policy::{Policy, PolicyError};
 use crate::authorise::webhook::Webhook;
 use crate::authorise::{Authoriser, DangerAllowAll};
 use crate::config::{AuthoriserConfig, Config, Limits};
-use crate::http::Http;
+use crate::http::{Http, Peer};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
 use crate::rpc::{Clock, Kms};
+use crate::sealed::Session;
 use crate::store::{self, Identity, Recovery, Store};
 use crate::text::chain;
 
@@ -121,6 +122,7 @@ impl Server {
             authoriser,
             attester,
             nitro_enclave_key_release: config.nitro_enclave_key_release,
+            sealed_release: config.sealed_release,
             offload: Offload::new(limits.max_verifications, limits.verification_queue),
             metrics: Metrics::default(),
             clock,
@@ -314,22 +316,21 @@ impl Connection {
     }
 
     async fn serve_http(self, stream: TlsStream<Stream>) -> Result<(), String> {
-        let certificate = stream
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(<[_]>::first)
-            .map(|certificate| certificate.to_vec());
-        let certificate = Arc::new(certificate);
+        let (_, tls) = stream.get_ref();
+        let certificate =
+            tls.peer_certificates().and_then(<[_]>::first).map(|certificate| certificate.to_vec());
+        // Without an exporter (TLS 1.2) everything but sealed release works.
+        let session = Session::new(ratls::sealed::exporter(tls).ok());
+        let peer = Arc::new(Peer { certificate, session });
         let activity = Arc::new(Activity::default());
         let service = service_fn({
             let (http, activity) = (Arc::clone(&self.http), Arc::clone(&activity));
             move |request: Request<Incoming>| {
-                let (http, certificate) = (Arc::clone(&http), Arc::clone(&certificate));
+                let (http, peer) = (Arc::clone(&http), Arc::clone(&peer));
                 let busy = activity.begin();
                 async move {
                     let _busy = busy;
-                    Ok::<_, std::convert::Infallible>(http.answer(request, certificate.as_deref()).await)
+                    Ok::<_, std::convert::Infallible>(http.answer(request, &peer).await)
                 }
             }
         });

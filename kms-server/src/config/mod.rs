@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::SealedRelease;
 use crate::authorise::webhook::WebhookUrl;
 use crate::store::Domain;
 use crate::text::one_line;
@@ -37,6 +38,8 @@ pub struct Config {
     pub nitro_root: Option<String>,
     /// Whether Nitro Enclaves may receive keys.
     pub nitro_enclave_key_release: bool,
+    /// Whether app keys are released sealed.
+    pub sealed_release: SealedRelease,
     /// Who decides.
     pub authoriser: AuthoriserConfig,
     /// Whether `/metrics` answers.
@@ -304,6 +307,7 @@ fn check(file: file::File, warnings: &mut Vec<String>) -> Result<Config, ConfigE
         nitro_root: nitro_root(&core.attestation)?,
         // An authoriser that restricts no image must be told explicitly that enclaves may have keys.
         nitro_enclave_key_release: core.nitro_enclave_key_release.unwrap_or(!development),
+        sealed_release: sealed_release(&core.sealed_release)?,
         authoriser,
         metrics: core.metrics.enabled,
         body_limits: body_limits(&rpc.limits)?,
@@ -462,6 +466,19 @@ fn authoriser(settings: &file::AuthApi, warnings: &mut Vec<String>) -> Result<Au
             key: "core.auth_api.type",
             actual: other.to_owned(),
             expected: "webhook, policy or dev",
+        }),
+    }
+}
+
+fn sealed_release(text: &str) -> Result<SealedRelease, ConfigError> {
+    match text {
+        "offer" => Ok(SealedRelease::Offer),
+        "require" => Ok(SealedRelease::Require),
+        "off" => Ok(SealedRelease::Off),
+        other => Err(ConfigError::Value {
+            key: "core.sealed_release",
+            actual: other.to_owned(),
+            expected: "offer, require or off",
         }),
     }
 }
