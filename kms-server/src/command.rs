@@ -115,7 +115,7 @@ fn load(file: Option<PathBuf>) -> Result<Loaded, Failure> {
 fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Store(error) => store_failure(error),
-        StartError::Policy(_) | StartError::NitroRoot(_) => Failure::new(Exit::Usage, error),
+        StartError::Authoriser(_) | StartError::NitroRoot(_) => Failure::new(Exit::Usage, error),
         other => Failure::new(Exit::Internal, other),
     }
 }

@@ -20,6 +20,7 @@
 
 pub mod attest;
 pub mod authorise;
+mod breaker;
 pub mod command;
 pub mod config;
 mod http;

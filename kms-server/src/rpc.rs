@@ -1,46 +1,38 @@
 //! The methods of the KMS service: messages in, messages out, without HTTP.
 
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 use attestation::UnixMillis;
 use kms_protocol::derive::{
     Error as DeriveError, sign_app_key, sign_env_public_key_v0, sign_env_public_key_v1,
 };
-use kms_protocol::wire::webhook::{AuthInfo, BootInfo};
+use kms_protocol::wire::webhook::BootInfo;
 use kms_protocol::wire::{
     AppId, AppKeyResponse, GetAppKeyRequest, GetMetaResponse, GetTempCaCertResponse, PublicKeyResponse,
 };
-use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::attest::{self, AttestedClient, Attester, ClientEvidence};
-use crate::authorise::{Authoriser, Grant, Refusal};
+use crate::authorise::decider::Decider;
+use crate::authorise::{Grant, Purpose, Question, Refusal};
 use crate::metrics::Metrics;
 use crate::offload::{Busy, Offload};
 use crate::sealed::{self, SealedRelease};
 use crate::store::Identity;
-use crate::text::chain;
 
 /// Reads the time.
 pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
 
-/// How often the authoriser is asked what it knows, for `GetMeta`; sooner after a failure.
-const DESCRIBE_INTERVAL: Duration = Duration::from_secs(60);
-const DESCRIBE_RETRY: Duration = Duration::from_secs(5);
-
 /// The KMS behind its protocol.
 pub(crate) struct Kms {
     pub(crate) identity: Identity,
-    pub(crate) authoriser: Box<dyn Authoriser>,
+    pub(crate) decider: Decider,
     pub(crate) attester: Attester,
     pub(crate) nitro_enclave_key_release: bool,
     pub(crate) sealed_release: SealedRelease,
     pub(crate) offload: Offload,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
-    /// The authoriser's last description of itself; `GetMeta` never waits for a new one.
-    pub(crate) description: RwLock<Option<AuthInfo>>,
 }
 
 /// Why a method gives no answer. The text goes to the client.
@@ -130,15 +122,17 @@ impl Kms {
             return Err(Error::ReleaseDisabled);
         }
         // Upstream asks before it checks the image; here the authoriser never hears of an image that was not measured.
-        let grant = self.authorise(&client, &boot_info).await?;
+        let grant = self.authorise(&client, boot_info).await?;
         let app = client.app_id;
         info!(%app, image = %client.os_image_hash, module_id = client.document.module_id(), "released app keys");
         let kms = Arc::clone(self);
         self.offload.run(move || kms.derive_app_keys(&client, grant)).await?
     }
 
-    async fn authorise(&self, client: &AttestedClient, boot_info: &BootInfo) -> Result<Grant, Error> {
-        let answer = self.authoriser.authorise_app(client, boot_info).await;
+    async fn authorise(&self, client: &AttestedClient, boot_info: BootInfo) -> Result<Grant, Error> {
+        let registers = client.document.pcrs().map(|(index, pcr)| (index, *pcr)).collect();
+        let question = Question { purpose: Purpose::App, boot_info, registers };
+        let answer = self.decider.decide(question).await;
         if let Err(refusal) = &answer {
             if matches!(refusal, Refusal::Unavailable(_)) {
                 self.metrics.authoriser_failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -187,8 +181,8 @@ impl Kms {
 
     /// Answers at once, whatever the authoriser does.
     pub(crate) fn meta(&self) -> GetMetaResponse {
-        let is_dev = self.authoriser.is_dev();
-        let description = self.description.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_dev = self.decider.is_dev();
+        let description = self.decider.description();
         let described = description.as_ref();
         GetMetaResponse {
             ca_cert: self.identity.root_ca_pem.clone(),
@@ -209,38 +203,5 @@ impl Kms {
             temp_ca_key: self.identity.temp_ca_key_pem.to_string(),
             ca_cert: self.identity.root_ca_pem.clone(),
         }
-    }
-
-    /// Keeps `description` fresh until the future is dropped. A failure leaves the last one in place.
-    pub(crate) async fn describe_for_ever(&self) {
-        loop {
-            let pause = match self.authoriser.describe().await {
-                Ok(Some(info)) => {
-                    *self.description.write().unwrap_or_else(PoisonError::into_inner) = Some(bounded(info));
-                    DESCRIBE_INTERVAL
-                }
-                // Nothing to fetch, now or later.
-                Ok(None) => return,
-                Err(error) => {
-                    self.metrics.authoriser_failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    warn!(error = chain(&error), "the authoriser does not describe itself");
-                    DESCRIBE_RETRY
-                }
-            };
-            sleep(pause).await;
-        }
-    }
-}
-
-/// The texts of a description, short enough to be repeated to every client.
-fn bounded(info: AuthInfo) -> AuthInfo {
-    let bound = |text: String| kms_protocol::wire::webhook::bounded_reason(&text);
-    AuthInfo {
-        status: bound(info.status),
-        kms_contract_addr: bound(info.kms_contract_addr),
-        gateway_app_id: bound(info.gateway_app_id),
-        chain_id: info.chain_id,
-        app_implementation: bound(info.app_implementation),
-        eth_rpc_url: info.eth_rpc_url.map(bound),
     }
 }

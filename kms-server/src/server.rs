@@ -25,10 +25,9 @@ use tracing::{debug, info, warn};
 use transport::{BindOptions, Endpoint, Listener, Stream};
 
 use crate::attest::Attester;
-use crate::authorise::policy::{Policy, PolicyError};
-use crate::authorise::webhook::Webhook;
-use crate::authorise::{Authoriser, DangerAllowAll};
-use crate::config::{AuthoriserConfig, Config, Limits};
+use crate::authorise;
+use crate::authorise::decider::Decider;
+use crate::config::{Config, Limits};
 use crate::http::{Http, Peer};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
@@ -51,9 +50,9 @@ pub enum StartError {
     /// The directory of keys cannot be used.
     #[error("the keys cannot be used")]
     Store(#[from] store::Error),
-    /// The policy cannot be used.
-    #[error("the policy cannot be used")]
-    Policy(#[from] PolicyError),
+    /// There is nobody to decide who gets keys.
+    #[error("there is no authoriser")]
+    Authoriser(#[from] authorise::Error),
     /// The root for Nitro documents is not one.
     #[error("the root for Nitro documents cannot be used")]
     NitroRoot(#[source] attestation::Error),
@@ -105,7 +104,7 @@ impl Server {
         let now = clock();
         let (store, identity) = tokio::task::spawn_blocking(move || open_keys(&settings, now)).await??;
         let settings = config.authoriser.clone();
-        let authoriser = tokio::task::spawn_blocking(move || authoriser(settings)).await??;
+        let authoriser = tokio::task::spawn_blocking(move || authorise::from_config(settings)).await??;
         let attester = Attester::new(config.nitro_root.as_deref()).map_err(StartError::NitroRoot)?;
         let tls = tls_acceptor(&identity)?;
 
@@ -119,14 +118,13 @@ impl Server {
         let limits = config.limits;
         let kms = Arc::new(Kms {
             identity,
-            authoriser,
+            decider: Decider::new(authoriser, config.decision_cache),
             attester,
             nitro_enclave_key_release: config.nitro_enclave_key_release,
             sealed_release: config.sealed_release,
             offload: Offload::new(limits.max_verifications, limits.verification_queue),
             metrics: Metrics::default(),
             clock,
-            description: std::sync::RwLock::new(None),
         });
         let http =
             Http::new(Arc::clone(&kms), config.body_limits, config.metrics, limits.body, limits.request);
@@ -134,7 +132,7 @@ impl Server {
         let stopped = TaskTracker::new();
         let describer = Arc::clone(&kms);
         let stop = shutdown.clone();
-        stopped.spawn(async move { stop.run_until_cancelled(describer.describe_for_ever()).await });
+        stopped.spawn(async move { stop.run_until_cancelled(describer.decider.describe_for_ever()).await });
         let listening = Listening { listener, tls, http: Arc::new(http), limits, shutdown: shutdown.clone() };
         stopped.spawn(listening.run());
         stopped.close();
@@ -216,14 +214,6 @@ fn open_keys(config: &Config, now: UnixMillis) -> Result<(Store, Identity), stor
         warn!(file, "was missing or about to expire; made again");
     }
     Ok((store, identity))
-}
-
-fn authoriser(config: AuthoriserConfig) -> Result<Box<dyn Authoriser>, PolicyError> {
-    Ok(match config {
-        AuthoriserConfig::Webhook { url, timeout } => Box::new(Webhook::new(url, timeout)),
-        AuthoriserConfig::Policy { file } => Box::new(Policy::load(&file)?),
-        AuthoriserConfig::DangerAllowAll { gateway_app_id } => Box::new(DangerAllowAll { gateway_app_id }),
-    })
 }
 
 fn tls_acceptor(identity: &Identity) -> Result<TlsAcceptor, StartError> {

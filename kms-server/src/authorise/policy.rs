@@ -17,13 +17,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use attestation::{OsImageHash, Pcr, PcrIndex};
+use attestation::{Pcr, PcrIndex};
 use kms_protocol::AppId;
-use kms_protocol::wire::webhook::{AuthInfo, BootInfo};
+use kms_protocol::wire::webhook::AuthInfo;
 use serde::Deserialize;
 
-use super::{Authoriser, Grant, Pending, Refusal};
-use crate::attest::AttestedClient;
+use super::{Authoriser, Grant, Pending, Purpose, Question, Refusal};
 use crate::text::one_line;
 
 /// Longest policy read.
@@ -162,22 +161,23 @@ impl Policy {
         Ok(Self { images, gateway_app_id: file.gateway_app_id, apps })
     }
 
-    /// Whether `image` may have the keys of `app`, with these registers.
-    fn decide<'p>(
-        &self,
-        app: &AppId,
-        image: &OsImageHash,
-        pcr: impl Fn(PcrIndex) -> Option<&'p Pcr>,
-    ) -> Result<(), Refusal> {
-        let rule = self.apps.get(app).ok_or_else(|| Refusal::denied("app not registered"))?;
-        if self.images.as_ref().is_some_and(|images| !images.contains(image.as_bytes())) {
+    fn decide(&self, question: &Question) -> Result<(), Refusal> {
+        if question.purpose == Purpose::Kms {
+            return Err(Refusal::denied("the policy has no rules for a KMS"));
+        }
+        let image = question.boot_info.os_image_hash.as_slice();
+        let app = AppId::try_from(question.boot_info.app_id.as_slice());
+        let rule = app.ok().and_then(|app| self.apps.get(&app));
+        let rule = rule.ok_or_else(|| Refusal::denied("app not registered"))?;
+        let lists = |images: &BTreeSet<[u8; 32]>| images.iter().any(|listed| listed == image);
+        if self.images.as_ref().is_some_and(|images| !lists(images)) {
             return Err(Refusal::denied("OS image is not allowed"));
         }
-        if !rule.images.contains(image.as_bytes()) {
+        if !lists(&rule.images) {
             return Err(Refusal::denied("compose hash not allowed"));
         }
         for (index, allowed) in &rule.registers {
-            if !pcr(*index).is_some_and(|actual| allowed.contains(actual)) {
+            if !question.pcr(*index).is_some_and(|actual| allowed.contains(actual)) {
                 return Err(Refusal::denied(&format!("PCR{} is not allowed", index.get())));
             }
         }
@@ -219,15 +219,17 @@ fn pcrs(key: &str, list: &[String]) -> Result<Vec<Pcr>, PolicyError> {
 }
 
 impl Authoriser for Policy {
-    fn authorise_app<'a>(
-        &'a self,
-        client: &'a AttestedClient,
-        _boot_info: &'a BootInfo,
-    ) -> Pending<'a, Result<Grant, Refusal>> {
-        let decision = self
-            .decide(&client.app_id, &client.os_image_hash, |index| client.document.pcr(index))
-            .map(|()| Grant { gateway_app_id: self.gateway_app_id.clone() });
+    fn kind(&self) -> &'static str {
+        "policy"
+    }
+
+    fn authorise<'a>(&'a self, question: &'a Question) -> Pending<'a, Result<Grant, Refusal>> {
+        let decision = self.decide(question).map(|()| Grant { gateway_app_id: self.gateway_app_id.clone() });
         Box::pin(std::future::ready(decision))
+    }
+
+    fn is_remote(&self) -> bool {
+        false
     }
 
     fn describe(&self) -> Pending<'_, Result<Option<AuthInfo>, Refusal>> {
@@ -237,6 +239,8 @@ impl Authoriser for Policy {
 
 #[cfg(test)]
 mod tests {
+    use kms_protocol::wire::webhook::BootInfo;
+
     use super::*;
 
     const APP: &str = "1111111111111111111111111111111111111111";
@@ -250,9 +254,15 @@ mod tests {
     }
 
     fn decide(policy: &str, image: u8, role: Option<Pcr>) -> Result<(), Refusal> {
-        let pcr = |index| role.as_ref().filter(|_| index == PcrIndex::ROLE);
-        let policy = Policy::from_toml(policy).unwrap();
-        policy.decide(&APP.parse().unwrap(), &OsImageHash::new([image; 32]), pcr)
+        let boot_info = BootInfo {
+            app_id: hex::decode(APP).unwrap(),
+            os_image_hash: vec![image; 32],
+            compose_hash: vec![image; 32],
+            ..BootInfo::default()
+        };
+        let registers = role.into_iter().map(|role| (PcrIndex::ROLE, role)).collect();
+        let question = Question { purpose: Purpose::App, boot_info, registers };
+        Policy::from_toml(policy).unwrap().decide(&question)
     }
 
     #[test]

@@ -12,14 +12,13 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use kms_protocol::wire::webhook::{
-    AuthInfo, BOOT_AUTH_APP, BootInfo, BootInfoKeys, BootResponse, bounded_reason,
+    AuthInfo, BOOT_AUTH_APP, BOOT_AUTH_KMS, BootInfoKeys, BootResponse, bounded_reason,
 };
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use transport::Endpoint;
 
-use super::{Authoriser, Grant, Pending, Refusal};
-use crate::attest::AttestedClient;
+use super::{Authoriser, Grant, Pending, Purpose, Question, Refusal};
 use crate::text::chain;
 
 /// Longest answer. A decision has three short fields; a longer answer is a fault or an attack.
@@ -163,14 +162,18 @@ impl WebhookUrl {
 }
 
 impl Authoriser for Webhook {
-    fn authorise_app<'a>(
-        &'a self,
-        _client: &'a AttestedClient,
-        boot_info: &'a BootInfo,
-    ) -> Pending<'a, Result<Grant, Refusal>> {
+    fn kind(&self) -> &'static str {
+        "webhook"
+    }
+
+    fn authorise<'a>(&'a self, question: &'a Question) -> Pending<'a, Result<Grant, Refusal>> {
         Box::pin(async move {
-            let body = boot_info.to_json(BootInfoKeys::TeeVariant);
-            let answer: BootResponse = self.ask(Method::POST, BOOT_AUTH_APP, body).await?;
+            let suffix = match question.purpose {
+                Purpose::App => BOOT_AUTH_APP,
+                Purpose::Kms => BOOT_AUTH_KMS,
+            };
+            let body = question.boot_info.to_json(BootInfoKeys::TeeVariant);
+            let answer: BootResponse = self.ask(Method::POST, suffix, body).await?;
             if !answer.is_allowed {
                 return Err(Refusal::denied(&answer.reason));
             }

@@ -156,6 +156,7 @@ impl Default for Metrics {
 pub(super) struct AuthApi {
     #[serde(rename = "type")]
     pub(super) kind: String,
+    pub(super) decision_cache: String,
     pub(super) webhook: Webhook,
     pub(super) policy: Policy,
     pub(super) dev: Dev,
@@ -166,6 +167,7 @@ impl Default for AuthApi {
     fn default() -> Self {
         Self {
             kind: "webhook".into(),
+            decision_cache: "0s".into(),
             webhook: Webhook::default(),
             policy: Policy::default(),
             dev: Dev::default(),

@@ -42,6 +42,8 @@ pub struct Config {
     pub sealed_release: SealedRelease,
     /// Who decides.
     pub authoriser: AuthoriserConfig,
+    /// How long an allowance of an authoriser elsewhere is remembered; zero asks every time.
+    pub decision_cache: Duration,
     /// Whether `/metrics` answers.
     pub metrics: bool,
     /// Longest body per method, in bytes; others have [`DEFAULT_BODY_LIMIT`].
@@ -309,6 +311,7 @@ fn check(file: file::File, warnings: &mut Vec<String>) -> Result<Config, ConfigE
         nitro_enclave_key_release: core.nitro_enclave_key_release.unwrap_or(!development),
         sealed_release: sealed_release(&core.sealed_release)?,
         authoriser,
+        decision_cache: duration_or_zero("core.auth_api.decision_cache", &core.auth_api.decision_cache)?,
         metrics: core.metrics.enabled,
         body_limits: body_limits(&rpc.limits)?,
         limits: limits(&core.server)?,
@@ -531,6 +534,14 @@ fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
         key,
         actual: text.to_owned(),
         expected: "a duration above zero, such as \"500ms\", \"10s\" or \"2m\"",
+    })
+}
+
+fn duration_or_zero(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    units::duration(text).ok_or_else(|| ConfigError::Value {
+        key,
+        actual: text.to_owned(),
+        expected: "a duration, such as \"0s\", \"10s\" or \"2m\"",
     })
 }
 
