@@ -111,9 +111,12 @@ impl Build {
                     inputs.push(Input::file("nsm.ko", nsm_ko)?);
                 }
             }
-            Init::Agent { binary, config } => {
+            Init::Agent { binary, nsm_ko, config } => {
                 source::check_static(binary, self.arch)?;
                 inputs.push(Input::file("agent", binary)?);
+                if let Some(nsm_ko) = nsm_ko {
+                    inputs.push(Input::file("nsm.ko", nsm_ko)?);
+                }
                 inputs.push(Input::text("agent.toml", config));
             }
             Init::Application => {}

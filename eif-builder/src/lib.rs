@@ -5,6 +5,7 @@
 //! inputs give the same bytes on any machine: nothing here looks at a clock, a host name or a directory's order.
 #![forbid(unsafe_code)]
 
+pub mod agent_config;
 mod assemble;
 pub mod build;
 mod cbor;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent_config::{AgentTable, KmsTable};
 use crate::build::{Application, Build, CMDLINE_AARCH64, CMDLINE_X86_64, Overrides};
 use crate::compress::Compression;
 use crate::error::{Error, IoContext};
@@ -35,6 +36,9 @@ pub struct ProjectFile {
     pub boot: BootTable,
     /// Where the keys come from; only with the agent as init.
     pub kms: Option<KmsTable>,
+    /// What else the agent does; only with the agent as init.
+    #[serde(default)]
+    pub agent: AgentTable,
     /// Resources of the enclave. Not measured.
     #[serde(default)]
     pub run: RunTable,
@@ -125,6 +129,8 @@ pub struct BootTable {
     pub init: InitName,
     /// The static agent, for `init = "agent"`.
     pub agent: Option<PathBuf>,
+    /// The NSM driver for a kernel without it, for `init = "agent"`.
+    pub nsm_ko: Option<PathBuf>,
     /// Folder with AWS's `init` and `nsm.ko`, for `init = "aws"`.
     pub blobs: Option<PathBuf>,
 }
@@ -139,32 +145,6 @@ pub enum InitName {
     Aws,
     /// The application is its own init.
     Application,
-}
-
-/// `[kms]`: what becomes the measured `/etc/keyferry/agent.toml`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KmsTable {
-    /// Address of the KMS.
-    pub url: String,
-    /// Application id, 40 hex digits.
-    pub app_id: String,
-    /// A PEM file with the KMS's root CA, or `"fetch"` for the one in the lock file.
-    pub kms_ca: Option<String>,
-    /// Goes on without a trust anchor.
-    #[serde(default)]
-    pub danger_accept_any_kms: bool,
-    /// How keys reach the application.
-    pub delivery: Option<String>,
-    /// age recipients for exported keys.
-    #[serde(default)]
-    pub recipients: Vec<String>,
-    /// Ports that the parent may reach.
-    #[serde(default)]
-    pub allowed_ports: Vec<u16>,
-    /// Hands keys to the parent in plain.
-    #[serde(default)]
-    pub danger_export_plaintext: bool,
 }
 
 /// `[run]`: what the enclave is started with.
@@ -213,25 +193,6 @@ pub struct LockedCa {
     pub url: String,
     /// PEM.
     pub certificate: String,
-}
-
-/// The part of a project that the agent reads, in the order in which it is written.
-#[derive(Serialize)]
-struct AgentConfig<'a> {
-    kms_url: &'a str,
-    app_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kms_ca: Option<String>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    danger_accept_any_kms: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    delivery: Option<&'a str>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    recipients: &'a [String],
-    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
-    allowed_ports: &'a [u16],
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    danger_export_plaintext: bool,
 }
 
 /// A project that was read.
@@ -357,70 +318,9 @@ impl Project {
                         "init = \"agent\" needs agent = \"path of a static enclave-agent\"",
                     ));
                 };
-                Ok(Init::Agent { binary: self.path(binary), config: self.agent_config()? })
+                let nsm_ko = boot.nsm_ko.as_deref().map(|path| self.path(path));
+                Ok(Init::Agent { binary: self.path(binary), nsm_ko, config: self.agent_config()? })
             }
-        }
-    }
-
-    /// The measured configuration of the agent.
-    ///
-    /// # Errors
-    /// When there is no trust anchor for the KMS, or one that is not pinned.
-    pub fn agent_config(&self) -> Result<String, Error> {
-        let Some(kms) = &self.file.kms else {
-            return Err(Error::input("[kms]", "missing; the agent needs to know its KMS"));
-        };
-        let KmsTable {
-            url,
-            app_id,
-            kms_ca,
-            danger_accept_any_kms,
-            delivery,
-            recipients,
-            allowed_ports,
-            danger_export_plaintext,
-        } = kms;
-        let app_id_digits = app_id.strip_prefix("0x").unwrap_or(app_id);
-        if app_id_digits.len() != 40 || hex::decode(app_id_digits).is_err() {
-            return Err(Error::input("app_id", format!("is {app_id:?}, expected 40 hex digits")));
-        }
-        let kms_ca = match kms_ca.as_deref() {
-            None if *danger_accept_any_kms => None,
-            None => {
-                return Err(Error::input(
-                    "kms_ca",
-                    "missing: without it the enclave would take keys from anyone; give a PEM file or \"fetch\"",
-                ));
-            }
-            Some("fetch") => Some(self.locked_ca(url)?),
-            Some(path) => {
-                let path = self.path(Path::new(path));
-                crate::read_certificate(&path)?;
-                Some(std::fs::read_to_string(&path).context("read", &path)?)
-            }
-        };
-        let config = AgentConfig {
-            kms_url: url,
-            app_id: app_id_digits,
-            kms_ca,
-            danger_accept_any_kms: *danger_accept_any_kms,
-            delivery: delivery.as_deref(),
-            recipients,
-            allowed_ports,
-            danger_export_plaintext: *danger_export_plaintext,
-        };
-        toml::to_string(&config).map_err(|error| Error::input("agent.toml", error))
-    }
-
-    fn locked_ca(&self, url: &str) -> Result<String, Error> {
-        match &self.lock.kms_ca {
-            Some(locked) if locked.url == url => Ok(locked.certificate.clone()),
-            _ => Err(Error::input(
-                "kms_ca = \"fetch\"",
-                format!(
-                    "{LOCK_FILE} has no certificate for {url}; run `eif-builder lock` and commit the file"
-                ),
-            )),
         }
     }
 

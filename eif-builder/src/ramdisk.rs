@@ -26,6 +26,8 @@ pub enum Init {
     Agent {
         /// A static `enclave-agent`.
         binary: PathBuf,
+        /// The NSM driver, for kernels without one.
+        nsm_ko: Option<PathBuf>,
         /// The measured configuration, `/etc/keyferry/agent.toml`.
         config: String,
     },
@@ -56,11 +58,11 @@ impl Init {
     pub fn boot_ramdisk(&self) -> Option<Fill> {
         // The order of AWS's tool chain, so that its PCR1 can be reproduced.
         let files: Vec<(&'static str, PathBuf)> = match self {
-            Self::Aws { init, nsm_ko } => [("init", init.clone())]
+            Self::Aws { init, nsm_ko } | Self::Agent { binary: init, nsm_ko, .. } => [("init", init)]
                 .into_iter()
-                .chain(nsm_ko.iter().map(|path| ("nsm.ko", path.clone())))
+                .chain(nsm_ko.iter().map(|path| ("nsm.ko", path)))
+                .map(|(name, path)| (name, path.clone()))
                 .collect(),
-            Self::Agent { binary, .. } => vec![("init", binary.clone())],
             Self::Application => return None,
         };
         Some(Box::new(move |output: &mut dyn Write| {

@@ -206,6 +206,9 @@ pub struct BuildArgs {
     /// Its measured configuration, /etc/keyferry/agent.toml in the image
     #[arg(long, value_name = "FILE")]
     pub agent_config: Option<PathBuf>,
+    /// The NSM driver, for a kernel without it (--init agent; --init aws takes it from --blobs)
+    #[arg(long, value_name = "FILE", requires = "agent")]
+    pub nsm_ko: Option<PathBuf>,
     /// Instead of the container image's ENTRYPOINT; drops its CMD
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,

@@ -99,6 +99,7 @@ fn from_flags(args: &BuildArgs, application: Application) -> Result<Build, Error
         (InitArg::Aws, None, None) => aws_init(&args.blobs),
         (InitArg::Agent, Some(binary), Some(config)) => Init::Agent {
             binary: binary.clone(),
+            nsm_ko: args.nsm_ko.clone(),
             config: std::fs::read_to_string(config).context("read", config)?,
         },
         (InitArg::Agent, ..) => {
