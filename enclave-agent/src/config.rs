@@ -20,7 +20,7 @@
 //! require_sealed = false             # insist on the exchange that binds the keys to one connection
 //! refresh = "24h"                    # fetch them again as often; without it only on request
 //! timeout = "120s"                   # for one fetch in all, retries included
-//! attempts = 5
+//! attempts = 20
 //! max_clock_skew = "5s"              # how far the clock may be from the NSM's signed time
 //!
 //! # Where they go.
@@ -450,8 +450,9 @@ fn default_clock_skew() -> FromText<DurationArg> {
     seconds(5)
 }
 
+/// Enough to wait for a proxy that is started after the enclave, within the usual time.
 fn default_attempts() -> u32 {
-    5
+    20
 }
 
 fn default_delivery() -> Vec<Delivery> {

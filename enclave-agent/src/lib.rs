@@ -8,6 +8,8 @@
 //! | [`policy`] | TDX evidence of the KMS against a policy file |
 //! | [`output`] | files that are complete or absent |
 //! | [`config`] | the measured configuration of an enclave |
+//! | [`init`] | the enclave's first process: mounts, randomness, keys, the app's life |
+//! | [`network`] | the app's way to the parent, and the parent's to the app |
 //! | [`command`] | the command line, shared with other programs |
 //!
 //! **Names.** Through a proxy this program resolves nothing: the proxy gets the host name. Without one the C library
@@ -22,7 +24,7 @@
 //! Trust is decided by roots and never by a mode: this crate behaves the same for a real module and a stand-in, for a
 //! KMS in the cloud and one in a test.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod command;
 pub mod config;
@@ -30,7 +32,9 @@ mod deadlines;
 mod error;
 pub mod evidence;
 mod http;
+pub mod init;
 mod keys;
+pub mod network;
 pub mod nsm;
 pub mod output;
 pub mod policy;

@@ -23,6 +23,10 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    // The kernel gives its first process the words of its command line that it does not know itself: no arguments.
+    if enclave_agent::init::is_first_process() {
+        return enclave_agent::init::first_process();
+    }
     let command = Cli::parse().command;
     match run(command) {
         Ok(()) => Exit::Done.into(),
@@ -37,6 +41,10 @@ fn run(command: Command) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(Exit::Internal, error))?;
     let result = runtime.block_on(async {
+        if let Command::Init(_) = &command {
+            // Signals are for the app.
+            return command::run(command).await;
+        }
         tokio::select! {
             result = command::run(command) => result,
             _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted")),

@@ -2,6 +2,7 @@
 
 pub mod attest;
 pub mod get_keys;
+pub mod init;
 
 use clap::Subcommand;
 use command_line::Failure;
@@ -11,6 +12,11 @@ use command_line::Failure;
 pub enum Command {
     /// Prove this enclave to a dstack KMS and fetch the app's keys
     GetKeys(get_keys::Arguments),
+    /// Fetch the keys of an image's measured configuration and run its app, as the image's init does
+    ///
+    /// As the kernel's first process, the program does this by itself, mounts what programs expect and restarts the
+    /// machine at the end. This command is for images with another init, and for trying a configuration.
+    Init(init::Arguments),
     /// Print an attestation of this enclave for given report data
     Attest(attest::Arguments),
 }
@@ -22,6 +28,7 @@ pub enum Command {
 pub async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::GetKeys(arguments) => get_keys::run(arguments).await,
+        Command::Init(arguments) => init::run(arguments).await,
         Command::Attest(arguments) => attest::run(arguments).await,
     }
 }

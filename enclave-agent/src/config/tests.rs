@@ -29,7 +29,7 @@ fn the_least_that_has_to_be_said_gives_safe_defaults() {
             require_sealed: false,
             refresh: None,
             timeout: Duration::from_secs(120),
-            attempts: 5,
+            attempts: 20,
             max_clock_skew: Duration::from_secs(5),
             debug_mode: DebugMode::Refuse,
         }
