@@ -16,6 +16,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("nsm-emulator", 1),
     ("ratls", 1),
     ("transport", 1),
+    ("cloud-provisioners", 2),
     ("eif-builder", 2),
     ("enclave-agent", 2),
     ("enclave-vm", 2),

@@ -1,0 +1,121 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a deployment cannot be described, prepared or recorded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory could not be read or written.
+    #[error("{}: cannot {action}", path.display())]
+    File {
+        /// What was attempted, as a verb.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A JSON file does not have the shape it must have.
+    #[error("{}: not the JSON that is expected here", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        source: serde_json::Error,
+    },
+    /// A text file is not UTF-8.
+    #[error("{}: not UTF-8 text", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no project in this directory.
+    #[error("{}: no project here, app.json is missing", directory.display())]
+    NoProject {
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
+    /// The directory of a new project exists already.
+    #[error("{}: already exists", directory.display())]
+    ProjectExists {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// A setting has a value that cannot work.
+    #[error("{setting}: {problem}")]
+    Setting {
+        /// The setting as the file spells it, `gcp_config.instance_name`.
+        setting: &'static str,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// A file for the configuration volume is larger than the guest accepts.
+    #[error("{name}: {actual} bytes, the guest accepts at most {limit}")]
+    TooLarge {
+        /// The file on the volume.
+        name: &'static str,
+        /// Its size.
+        actual: u64,
+        /// The guest's limit; past it the machine restarts for ever.
+        limit: u64,
+    },
+    /// A file of environment variables exists although nothing can decrypt it in the guest.
+    #[error("{}: encrypted variables need the key provider kms, this project has {provider}", path.display())]
+    EnvironmentWithoutKms {
+        /// The file of variables.
+        path: PathBuf,
+        /// The project's key provider.
+        provider: String,
+    },
+    /// The directory of an OS image is missing or incomplete.
+    #[error("os image {image}: {problem}")]
+    OsImage {
+        /// The image's name, also that of its directory.
+        image: String,
+        /// What is missing, and where it was looked for.
+        problem: String,
+    },
+    /// A disk image could not be built in memory.
+    #[error("{disk}: cannot be built")]
+    Disk {
+        /// Which disk.
+        disk: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+    /// Another process is working on the same deployment.
+    #[error("{}: another process is working on this deployment", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// Google refused, or did not answer.
+    #[error(transparent)]
+    Google(#[from] crate::gcp::Error),
+    /// The operating system gave no randomness.
+    #[error("no randomness from the operating system")]
+    Random,
+}
+
+impl Error {
+    /// The next step, when one is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoProject { .. } => {
+                Some("make one with `keyferry kms new NAME`, or name it with -C DIRECTORY".into())
+            }
+            Self::EnvironmentWithoutKms { path, .. } => {
+                Some(format!("remove {}, or set key_provider to kms in app.json", path.display()))
+            }
+            Self::OsImage { image, .. } => Some(format!("fetch it with `keyferry kms pull {image}`")),
+            Self::Google(error) => error.hint(),
+            Self::Locked { .. } => Some("wait for it to end, or stop it".into()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { action, path: path.to_owned(), source }
+    }
+}

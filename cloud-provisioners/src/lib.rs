@@ -1,0 +1,24 @@
+//! Stands up what the trip runs on: a dstack KMS on a GCP TDX Confidential VM.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`project`] | the project folder of dstack-cloud: `app.json`, the measured `app-compose.json`, the configuration volume |
+//! | [`disk`] | the two small disks a Confidential VM starts with, made in process |
+//! | [`gcp`] | a small typed client for Compute Engine and Cloud Storage |
+//! | [`gcp_tdx`] | a dstack guest on a GCP TDX Confidential VM: plan and apply |
+//! | [`ledger`] | what was made in a cloud, on disk before and after each call |
+
+#![forbid(unsafe_code)]
+
+mod durable;
+mod error;
+mod patience;
+
+pub mod disk;
+pub mod gcp;
+pub mod gcp_tdx;
+pub mod ledger;
+pub mod project;
+
+pub use error::Error;
+pub use patience::Deadline;

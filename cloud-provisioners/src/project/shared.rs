@@ -1,0 +1,194 @@
+//! What goes onto the configuration volume.
+
+use std::path::Path;
+
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::compose::AppCompose;
+use super::{App, Environment, KeyProvider, OsImage, Project, Services, USER_CONFIG_FILE, python_json};
+use crate::{Error, durable};
+
+/// Directory of the generated files in a project.
+pub const SHARED_DIRECTORY: &str = "shared";
+
+const APP_COMPOSE: &str = "app-compose.json";
+const SYS_CONFIG: &str = ".sys-config.json";
+const INSTANCE_INFO: &str = ".instance_info";
+const ENCRYPTED_ENV: &str = ".encrypted-env";
+
+/// Sizes the guests of the 0.6.0 generation accept; later ones accept more. Past one of them the machine restarts for
+/// ever. Source: `dstack-util/src/host_shared.rs`.
+const LIMITS: [(&str, u64); 5] = [
+    (APP_COMPOSE, 256 << 10),
+    (SYS_CONFIG, 32 << 10),
+    (INSTANCE_INFO, 10 << 10),
+    (ENCRYPTED_ENV, 256 << 10),
+    (USER_CONFIG_FILE, 1 << 20),
+];
+
+#[derive(Serialize)]
+struct SysConfig<'a> {
+    kms_urls: &'a [String],
+    gateway_urls: &'a [String],
+    pccs_url: &'a str,
+    vm_config: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvidia_attestation_proxy_url: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct InstanceInfo<'a> {
+    instance_id_seed: &'a str,
+    app_id: &'a str,
+}
+
+/// The files of the configuration volume.
+pub struct SharedFiles {
+    compose: AppCompose,
+    sys_config: Vec<u8>,
+    instance_info: Vec<u8>,
+    encrypted_env: Option<Vec<u8>>,
+    /// May hold secrets: it reaches the guest outside every measurement.
+    user_config: Option<Zeroizing<Vec<u8>>>,
+}
+
+impl SharedFiles {
+    /// The files by their names on the volume.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        let always = [
+            (APP_COMPOSE, Some(self.compose.as_bytes())),
+            (SYS_CONFIG, Some(self.sys_config.as_slice())),
+            (INSTANCE_INFO, Some(self.instance_info.as_slice())),
+            (ENCRYPTED_ENV, self.encrypted_env.as_deref()),
+            (USER_CONFIG_FILE, self.user_config.as_deref().map(Vec::as_slice)),
+        ];
+        always.into_iter().filter_map(|(name, bytes)| bytes.map(|bytes| (name, bytes)))
+    }
+
+    /// The measured part.
+    #[must_use]
+    pub fn compose(&self) -> &AppCompose {
+        &self.compose
+    }
+}
+
+impl Project {
+    /// The variables of the environment file, if the project has one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EnvironmentWithoutKms`] when the file is there and no KMS holds the key it would be encrypted to.
+    pub fn environment(&self, app: &App) -> Result<Option<Environment>, Error> {
+        let path = self.directory.join(&app.env_file);
+        if app.env_file.is_empty() || !path.exists() {
+            return Ok(None);
+        }
+        if app.key_provider != KeyProvider::Kms {
+            return Err(Error::EnvironmentWithoutKms { path, provider: app.key_provider.name().to_owned() });
+        }
+        let text = Zeroizing::new(self.text(&app.env_file)?);
+        Ok(Some(Environment::parse(&text)))
+    }
+
+    /// The compose of this project: the file it names, or a generated one.
+    ///
+    /// # Errors
+    ///
+    /// When a file it needs cannot be read.
+    pub fn compose(&self, app: &App, environment: Option<&Environment>) -> Result<AppCompose, Error> {
+        if !app.app_compose_file.is_empty() {
+            let path = self.directory.join(&app.app_compose_file);
+            return std::fs::read(&path).map(AppCompose::verbatim).map_err(Error::file("read", &path));
+        }
+        let (compose, script) = (self.text(&app.docker_compose_file)?, self.text(&app.prelaunch_script)?);
+        let names = environment.into_iter().flat_map(Environment::names);
+        AppCompose::generate(app, &compose, &script, names)
+            .map_err(|source| Error::Json { path: self.directory.join(APP_COMPOSE), source })
+    }
+
+    /// Makes the files of the configuration volume, checks them against the guest's limits, and writes the generated
+    /// ones below `shared/`. `encrypted_env` is the encrypted environment, when there is one.
+    ///
+    /// # Errors
+    ///
+    /// A setting or file that would keep the guest from starting.
+    pub fn prepare(
+        &self,
+        app: &App,
+        services: &Services,
+        image: &OsImage,
+        encrypted_env: Option<Vec<u8>>,
+    ) -> Result<SharedFiles, Error> {
+        check_id("instance_id_seed", &app.instance_id_seed)?;
+        check_id("app_id", &app.app_id)?;
+        let environment = self.environment(app)?;
+        let shared = self.directory.join(SHARED_DIRECTORY);
+        let json = |name: &str, bytes: Result<Vec<u8>, serde_json::Error>| {
+            bytes.map_err(|source| Error::Json { path: shared.join(name), source })
+        };
+        let user_config = self.directory.join(USER_CONFIG_FILE);
+        let user_config = match std::fs::read(&user_config) {
+            Ok(bytes) => Some(Zeroizing::new(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::file("read", &user_config)(error)),
+        };
+        let instance_info = InstanceInfo { instance_id_seed: &app.instance_id_seed, app_id: &app.app_id };
+        let files = SharedFiles {
+            compose: self.compose(app, environment.as_ref())?,
+            sys_config: json(SYS_CONFIG, python_json::indented(&sys_config(app, services, image)?))?,
+            instance_info: json(INSTANCE_INFO, python_json::indented(&instance_info))?,
+            encrypted_env,
+            user_config,
+        };
+        for (name, bytes) in files.files() {
+            let limit = LIMITS.iter().find(|(known, _)| *known == name).map_or(0, |(_, limit)| *limit);
+            let actual = bytes.len() as u64;
+            if actual > limit {
+                return Err(Error::TooLarge { name, actual, limit });
+            }
+        }
+        write(&shared, &files)?;
+        Ok(files)
+    }
+}
+
+/// Writes the generated files; an encrypted environment that is not part of this deployment is removed.
+fn write(shared: &Path, files: &SharedFiles) -> Result<(), Error> {
+    std::fs::create_dir_all(shared).map_err(Error::file("create", shared))?;
+    for (name, bytes) in files.files().filter(|(name, _)| *name != USER_CONFIG_FILE) {
+        durable::replace(&shared.join(name), bytes, 0o644)?;
+    }
+    let stale = shared.join(ENCRYPTED_ENV);
+    if files.encrypted_env.is_none() && stale.exists() {
+        std::fs::remove_file(&stale).map_err(Error::file("remove", &stale))?;
+    }
+    Ok(())
+}
+
+/// dstack-cloud fills in its vendor's lab services where none are named. A guest that needs a service must be told
+/// which; one that does not gets none.
+fn sys_config<'a>(app: &App, services: &'a Services, image: &OsImage) -> Result<SysConfig<'a>, Error> {
+    let needed = |setting, used: bool, urls: &'a [String]| match (used, urls) {
+        (false, _) => Ok(&[][..]),
+        (true, []) => Err(Error::Setting { setting, problem: "is empty in the global settings".into() }),
+        (true, urls) => Ok(urls),
+    };
+    let vm_config = image.vm_config();
+    Ok(SysConfig {
+        kms_urls: needed("services.kms_urls", app.key_provider == KeyProvider::Kms, &services.kms_urls)?,
+        gateway_urls: needed("services.gateway_urls", app.gateway_enabled, &services.gateway_urls)?,
+        pccs_url: &services.pccs_url,
+        vm_config: vm_config.map_err(|source| Error::Json { path: SYS_CONFIG.into(), source })?,
+        nvidia_attestation_proxy_url: services.nvidia_attestation_proxy_url.as_deref(),
+    })
+}
+
+fn check_id(setting: &'static str, value: &str) -> Result<(), Error> {
+    match value.len() == 40 && value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => Ok(()),
+        false => {
+            Err(Error::Setting { setting, problem: format!("is {value:?}, expected 40 hex characters") })
+        }
+    }
+}
