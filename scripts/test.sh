@@ -45,6 +45,10 @@ fi
 if $all; then
   step "tools of the tests that boot images"
   scripts/enclave-vm-tools.sh
+  step "tools of the tests that look at disks"
+  need fsck.fat dosfstools
+  need sgdisk gdisk
+  need mtype mtools
   step "tools of the tests that run a chain"
   need npm nodejs npm
   (cd chain/contracts && npm install --ignore-scripts --no-save --no-package-lock --no-audit --no-fund)
