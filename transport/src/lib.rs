@@ -7,6 +7,7 @@
 //! | [`stream`] | [`Stream`]: a connected socket of any of the three kinds, and [`Peer`] |
 //! | [`connect`] | HTTP `CONNECT` through a proxy, on any stream |
 //! | [`frame`] | `u32` big-endian length and payload, with a maximum |
+//! | [`delivery`] | one message with length and digest, and the answer to it |
 //!
 //! This crate is the only user of tokio-vsock. It knows nothing of TLS, of attestation or of policy.
 //!
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod connect;
+pub mod delivery;
 pub mod endpoint;
 mod error;
 pub mod frame;

@@ -9,11 +9,10 @@ use host_proxy::Options;
 use host_proxy::config::{Config, Format, Kind, Receive, Service};
 use host_proxy::limits::TunnelLimits;
 use host_proxy::service::heartbeat::{BEAT, wait_for_boot};
-use host_proxy::service::receive::{Status, answer, header};
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use transport::delivery::{self, Answer, Header, Status};
 
 use crate::support::{Rig, soon};
 
@@ -66,15 +65,15 @@ async fn read_answer(mut stream: TcpStream) -> Vec<u8> {
 async fn a_whole_message_is_stored_and_acknowledged() {
     let mut receiver = Receiver::start(Format::Framed).await;
     let message = b"{\"app_key\":\"canary\"}".repeat(5000);
-    let told = receiver.send(&[&header(&message), &message]).await;
-    assert_eq!(told, answer(Status::Stored, Sha256::digest(&message).into()));
+    let told = receiver.send(&[&Header::of(&message).encode(), &message]).await;
+    assert_eq!(told, Answer { status: Status::Stored, digest: Header::of(&message).digest }.encode());
     assert_eq!(fs::read(&receiver.path).unwrap(), message);
     assert_eq!(fs::metadata(&receiver.path).unwrap().permissions().mode() & 0o777, 0o600);
     let outcome = receiver.rig.outcome().await;
     assert_eq!((outcome.end, outcome.up), ("finished", message.len() as u64));
     assert!(!format!("{outcome:?}").contains("canary"));
     // The next whole message takes its place.
-    receiver.send(&[&header(b"second"), b"second"]).await;
+    receiver.send(&[&Header::of(b"second").encode(), b"second"]).await;
     assert_eq!(fs::read(&receiver.path).unwrap(), b"second");
     assert_eq!(receiver.leftovers(), 0);
 }
@@ -82,11 +81,11 @@ async fn a_whole_message_is_stored_and_acknowledged() {
 #[tokio::test]
 async fn what_is_not_whole_is_not_stored() {
     let mut receiver = Receiver::start(Format::Framed).await;
-    let head = header(b"keys");
-    let mut other = header(b"keys");
+    let head = Header::of(b"keys").encode();
+    let mut other = Header::of(b"keys").encode();
     other[4] = 2;
-    let long = header(&vec![0; usize::try_from(MAX).unwrap() + 1]);
-    let refusal = |status| answer(status, [0; 32]).to_vec();
+    let long = Header::of(&vec![0; usize::try_from(MAX).unwrap() + 1]).encode();
+    let refusal = |status| Answer { status, digest: [0; 32] }.encode().to_vec();
     type Case<'a> = (&'a [&'a [u8]], &'a str, Vec<u8>);
     let cases: [Case<'_>; 7] = [
         (&[], "probe", vec![]),
@@ -108,13 +107,13 @@ async fn what_is_not_whole_is_not_stored() {
 #[tokio::test]
 async fn a_sender_that_dies_leaves_the_old_message() {
     let mut receiver = Receiver::start(Format::Framed).await;
-    receiver.send(&[&header(b"old"), b"old"]).await;
+    receiver.send(&[&Header::of(b"old").encode(), b"old"]).await;
     assert_eq!(receiver.rig.outcome().await.end, "finished");
     let mut dying = receiver.rig.dial().await;
-    dying.write_all(&header(b"newer")).await.unwrap();
+    dying.write_all(&Header::of(b"newer").encode()).await.unwrap();
     dying.write_all(b"new").await.unwrap();
     // While it hangs, a second sender is served.
-    receiver.send(&[&header(b"second"), b"second"]).await;
+    receiver.send(&[&Header::of(b"second").encode(), b"second"]).await;
     assert_eq!(receiver.rig.outcome().await.end, "finished");
     dying.set_zero_linger().unwrap();
     drop(dying);
@@ -127,7 +126,7 @@ async fn a_sender_that_dies_leaves_the_old_message() {
 async fn a_silent_sender_is_cut_off() {
     let mut receiver = Receiver::start(Format::Framed).await;
     let mut silent = receiver.rig.dial().await;
-    silent.write_all(&header(b"keys")).await.unwrap();
+    silent.write_all(&Header::of(b"keys").encode()).await.unwrap();
     assert_eq!(receiver.rig.outcome().await.end, "message-timeout");
 }
 
@@ -135,7 +134,7 @@ async fn a_silent_sender_is_cut_off() {
 async fn a_folder_that_is_gone_is_told_to_the_sender() {
     let mut receiver = Receiver::start(Format::Framed).await;
     fs::remove_dir_all(receiver.folder.path()).unwrap();
-    let told = receiver.send(&[&header(b"keys"), b"keys"]).await;
+    let told = receiver.send(&[&Header::of(b"keys").encode(), b"keys"]).await;
     assert_eq!(told[5], Status::NotStored as u8);
     assert_eq!(receiver.rig.outcome().await.end, "not-stored");
 }
