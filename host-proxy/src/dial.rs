@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use transport::Stream;
 
 /// Head start of an address before the next one is tried as well (RFC 8305 §5).
@@ -46,12 +46,9 @@ pub(crate) async fn dial(addresses: &[SocketAddr], deadline: Instant) -> io::Res
     }
 }
 
+/// `connect_any` holds the deadline; a second timer around it would cost a wake-up of the driver for each connection.
 async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Stream> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    match timeout_at(deadline, Stream::connect_any(&[address], left)).await {
-        Ok(result) => result,
-        Err(_elapsed) => Err(io::ErrorKind::TimedOut.into()),
-    }
+    Stream::connect_any(&[address], deadline.saturating_duration_since(Instant::now())).await
 }
 
 /// Alternates the families, so that one broken family costs one head start (RFC 8305 §4).

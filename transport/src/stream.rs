@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -119,10 +120,28 @@ impl Stream {
         }
     }
 
+    /// Says what a close without a proper end looks like to the peer of a TCP connection: with `true` a reset, also when
+    /// this process dies. Unix and vsock sockets know no such thing, and nothing is done.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_reset_on_close(&self, on: bool) -> io::Result<()> {
+        match &self.0 {
+            // With a linger time of zero, close(2) sends a reset and drops what was not delivered.
+            Kind::Tcp(stream) => SockRef::from(stream).set_linger(on.then_some(Duration::ZERO)),
+            Kind::Vsock(_) | Kind::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Whether this is a vsock connection.
+    pub fn is_vsock(&self) -> bool {
+        matches!(self.0, Kind::Vsock(_))
+    }
+
     /// Whether [`ready`](Self::ready) and [`try_io`](Self::try_io) work: on TCP and Unix sockets they do. On vsock
     /// they do not; splicing saves nothing there, for the kernel has no splice on a vsock socket and copies anyway.
     pub fn supports_try_io(&self) -> bool {
-        !matches!(self.0, Kind::Vsock(_))
+        !self.is_vsock()
     }
 
     /// Waits until the socket is ready for `interest`. Cancel safe.

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Duration, Instant};
 use transport::Stream;
 
 use super::Throttle;
+use super::packets::SmallPackets;
 use super::pipe::{Lease, PIPE_SIZE};
 
 /// Size of the copy buffer. Larger ones leave the second-level cache, smaller ones cost system calls.
@@ -25,13 +25,6 @@ const BULK: usize = 32 << 10;
 const TURN: usize = 4 << 20;
 /// System calls in one poll before other tunnels get their turn.
 const STEPS: usize = 64;
-/// Writes below this are small ...
-const SMALL_WRITE: usize = 1 << 10;
-/// ... and this many of them within a window make a vsock direction wait and collect: new kernels count the packets
-/// queued for a slow reader and reset the connection.
-const SMALL_WRITES: u16 = 64;
-const SMALL_WINDOW: Duration = Duration::from_millis(10);
-
 thread_local! {
     /// The one copy buffer of this worker; borrowed only within a poll.
     static COPY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -52,8 +45,8 @@ pub(super) struct Direction {
     throttled: bool,
     /// The reader was lost on the way.
     discarded: bool,
-    small_writes: u16,
-    window: Option<Instant>,
+    /// Counted where the reader is on vsock.
+    packets: SmallPackets,
 }
 
 #[derive(Debug)]
@@ -77,8 +70,7 @@ impl Direction {
             bulk: false,
             throttled: false,
             discarded: false,
-            small_writes: 0,
-            window: None,
+            packets: SmallPackets::new(),
         }
     }
 
@@ -106,7 +98,8 @@ impl Direction {
         self.spliced
     }
 
-    /// Moves what can be moved now, and registers the task for what is missing.
+    /// Moves what can be moved now, and registers the task for what is missing. `is_last` says that the other direction
+    /// is done.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -114,6 +107,7 @@ impl Direction {
         to: &mut Stream,
         moved: &mut u64,
         mut throttle: Option<&mut Throttle>,
+        is_last: bool,
     ) {
         self.throttled = false;
         let mut turn = 0usize;
@@ -122,6 +116,11 @@ impl Direction {
                 State::Copying | State::Splicing(_) if !self.rest.is_empty() => self.flush(cx, to),
                 State::Copying => self.copy(cx, from, to, throttle.as_deref_mut()),
                 State::Splicing(_) => self.splice(cx, from, to, throttle.as_deref_mut()),
+                // The close that follows is an end too, for nothing is left unread on either side.
+                State::Ending if is_last => {
+                    self.state = State::Done;
+                    return;
+                }
                 State::Ending => match Pin::new(&mut *to).poll_shutdown(cx) {
                     // A reader that is gone already needs no end.
                     Poll::Ready(_) => {
@@ -190,7 +189,9 @@ impl Direction {
             if self.may_splice && bytes.len() >= BULK {
                 self.state = State::Splicing(None);
             }
-            self.note_small_write(bytes.len(), to);
+            if to.is_vsock() {
+                self.packets.note(bytes.len());
+            }
             self.write_now(cx, bytes, to)
         })
     }
@@ -304,34 +305,11 @@ impl Direction {
             Some(throttle) => usize::try_from(throttle.tokens).unwrap_or(most),
             None => most,
         };
-        if allowed == 0 || (!to.supports_try_io() && self.collects()) {
+        if allowed == 0 || (to.is_vsock() && self.packets.must_wait()) {
             self.throttled = true;
             return None;
         }
         Some(allowed.min(most))
-    }
-
-    /// Whether too many small writes went to a vsock socket in this window.
-    fn collects(&mut self) -> bool {
-        if self.small_writes < SMALL_WRITES {
-            return false;
-        }
-        let now = Instant::now();
-        if self.window.is_some_and(|start| now < start + SMALL_WINDOW) {
-            return true;
-        }
-        self.small_writes = 0;
-        false
-    }
-
-    fn note_small_write(&mut self, len: usize, to: &Stream) {
-        if to.supports_try_io() || len >= SMALL_WRITE {
-            return;
-        }
-        if self.small_writes == 0 {
-            self.window = Some(Instant::now());
-        }
-        self.small_writes = self.small_writes.saturating_add(1);
     }
 }
 

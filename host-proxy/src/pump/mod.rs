@@ -18,6 +18,7 @@
 //!   On vsock it never does: the kernel copies there anyway.
 
 mod direction;
+mod packets;
 mod pipe;
 
 use std::future::{Future, poll_fn};
@@ -25,7 +26,6 @@ use std::num::NonZeroU64;
 use std::task::Poll;
 use std::time::Duration;
 
-use rustix::net::sockopt::set_socket_linger;
 use tokio::time::{Instant, sleep_until};
 use transport::Stream;
 
@@ -126,8 +126,8 @@ pub(crate) async fn pump(
         if let Some(throttle) = &mut throttle {
             throttle.refill();
         }
-        up.poll(cx, &mut client, &mut target, &mut traffic.up, throttle.as_mut());
-        down.poll(cx, &mut target, &mut client, &mut traffic.down, throttle.as_mut());
+        up.poll(cx, &mut client, &mut target, &mut traffic.up, throttle.as_mut(), down.is_done());
+        down.poll(cx, &mut target, &mut client, &mut traffic.down, throttle.as_mut(), up.is_done());
         traffic.spliced |= up.has_spliced() || down.has_spliced();
         if let Some(end) = settle(&up, &down) {
             return Poll::Ready(end);
@@ -202,10 +202,9 @@ fn half_dead(up: &Direction, down: &Direction) -> bool {
     (up.is_discarding() && down.is_done()) || (down.is_discarding() && up.is_done())
 }
 
-/// With a linger time of zero, close(2) sends a reset and drops what was not delivered.
 fn arm_reset(stream: &Stream, on: bool) {
-    // Unix and vsock sockets know no linger time; there the close is all the other side can see.
-    let _unsupported = set_socket_linger(stream, on.then_some(Duration::ZERO));
+    // Fails only on a connection that is already broken, and that one ends with an error anyway.
+    let _broken = stream.set_reset_on_close(on);
 }
 
 /// A token bucket of a tenth of a second.

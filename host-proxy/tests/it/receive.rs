@@ -12,7 +12,7 @@ use host_proxy::service::heartbeat::{BEAT, wait_for_boot};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use transport::delivery::{self, Answer, Header, Status};
+use transport::delivery::{Answer, Header, Status};
 
 use crate::support::{Rig, soon};
 
