@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::Name;
+use hickory_resolver::{ResolverBuilder, TokioResolver};
 
 use crate::policy::target::HostName;
 
@@ -62,7 +63,10 @@ impl SystemResolver {
     /// # Errors
     /// When `/etc/resolv.conf` cannot be read or names no server.
     pub fn new(times: CacheTimes) -> Result<Self, io::Error> {
-        let mut builder = TokioResolver::builder_tokio().map_err(io::Error::other)?;
+        Self::build(TokioResolver::builder_tokio().map_err(io::Error::other)?, times)
+    }
+
+    fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>, times: CacheTimes) -> io::Result<Self> {
         let options = builder.options_mut();
         options.cache_size = CACHE_ENTRIES;
         options.timeout = TRY;
@@ -112,5 +116,83 @@ impl Resolve for FixedResolver {
             let unknown = || ResolveError { name: name.to_string(), reason: "no such name".to_owned() };
             self.get(name).map(<[_]>::to_vec).ok_or_else(unknown)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+    use tokio::net::UdpSocket;
+    use tokio::time::{interval, timeout};
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    /// A resolver that asks a name server which never answers the same: 203.0.113.1, then .2 and so on, with this time
+    /// to live in seconds.
+    async fn resolver(ttl: u32, min: Duration, max: Duration) -> SystemResolver {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut connection = ConnectionConfig::udp();
+        connection.port = socket.local_addr().unwrap().port();
+        tokio::spawn(answer(socket, ttl));
+        let server = NameServerConfig::new("127.0.0.1".parse().unwrap(), true, vec![connection]);
+        let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        SystemResolver::build(builder, CacheTimes { min, max }).unwrap()
+    }
+
+    async fn answer(socket: UdpSocket, ttl: u32) {
+        let mut query = [0; 512];
+        let mut given = 0;
+        loop {
+            let (_, from) = socket.recv_from(&mut query).await.unwrap();
+            // A header of 12 bytes; the name, which ends with a zero; two bytes each of type and class (RFC 1035 §4.1).
+            let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+            let asks_for_ipv4 = query[end - 4..end - 2] == [0, 1];
+            let mut answer = query[..end].to_vec();
+            answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(asks_for_ipv4), 0, 0, 0, 0]);
+            if asks_for_ipv4 {
+                given += 1;
+                answer.extend([0xc0, 12, 0, 1, 0, 1]);
+                answer.extend(ttl.to_be_bytes());
+                answer.extend([0, 4, 203, 0, 113, given]);
+            }
+            socket.send_to(&answer, from).await.unwrap();
+        }
+    }
+
+    /// The last number of the address that the name has now.
+    async fn look_up(resolver: &SystemResolver) -> u8 {
+        let name = "kms.example.com".parse().unwrap();
+        let found = timeout(Duration::from_secs(20), resolver.resolve(&name)).await.unwrap().unwrap();
+        let [IpAddr::V4(address)] = found[..] else { panic!("{found:?}") };
+        address.octets()[3]
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_kept_for_the_shortest_time_at_least() {
+        let resolver = resolver(0, DAY, DAY).await;
+        assert_eq!([look_up(&resolver).await, look_up(&resolver).await], [1, 1]);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_kept_for_the_longest_time_at_most() {
+        let resolver = resolver(86_400, Duration::ZERO, Duration::ZERO).await;
+        assert_eq!([look_up(&resolver).await, look_up(&resolver).await], [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn between_them_an_answers_own_time_to_live_counts() {
+        let long = resolver(86_400, Duration::ZERO, DAY).await;
+        assert_eq!([look_up(&long).await, look_up(&long).await], [1, 1]);
+        let short = resolver(1, Duration::ZERO, DAY).await;
+        let mut tick = interval(Duration::from_millis(20));
+        let moved = timeout(Duration::from_secs(20), async {
+            while look_up(&short).await == 1 {
+                tick.tick().await;
+            }
+        });
+        moved.await.expect("the old address is used for ever");
     }
 }
