@@ -8,6 +8,7 @@ use std::process::{ExitStatus, Stdio};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
+use transport::delivery::Header;
 
 use crate::support::{connect, dial, listen, read_head, soon, status};
 
@@ -117,6 +118,37 @@ async fn a_killed_peer_is_an_error_on_the_other_side() {
     assert_eq!(seen, ErrorKind::ConnectionReset);
     let line = proxy.logged("client-reset").await;
     assert!(line.contains(&address.to_string()), "{line}");
+}
+
+/// The target is a process of its own, a receiver in the middle of a message.
+#[tokio::test]
+async fn a_killed_target_is_an_error_to_the_sender_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("message");
+    let mut command = Command::new(PROGRAM);
+    command.args(["--receive", &format!("tcp:127.0.0.1:0={}", file.display())]);
+    let mut target = Running::start(command).await;
+    let address = target.address.to_string();
+    let mut proxy = Running::with_flags(&["--allow", &address]).await;
+    let mut sender = dial(proxy.address).await;
+    assert_eq!(connect(&mut sender, &address).await, 200);
+    let message = vec![7; 1 << 20];
+    sender.write_all(&Header::of(&message).encode()).await.unwrap();
+    sender.write_all(&message[..message.len() / 2]).await.unwrap();
+    target.signal(rustix::process::Signal::KILL);
+    target.ended().await;
+    let seen = soon("the cut", async {
+        loop {
+            if let Err(error) = sender.write_all(&message[..1024]).await {
+                return error.kind();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(matches!(seen, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{seen:?}");
+    proxy.logged("end=\"target-reset\"").await;
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "half a message was kept");
 }
 
 #[tokio::test]
