@@ -120,6 +120,26 @@ pub enum Error {
         /// The answer's, hex.
         actual: String,
     },
+    /// The KMS releases no sealed keys, and others are not accepted.
+    #[error("{url}: the KMS offers no sealed release, and keys are accepted in no other way")]
+    NotSealed {
+        /// The KMS.
+        url: KmsUrl,
+    },
+    /// Sealed release was offered earlier in this run and is not any more.
+    #[error("{url}: sealed release was offered before and is not any more")]
+    SealedWithdrawn {
+        /// The KMS.
+        url: KmsUrl,
+    },
+    /// The KMS's root key did not sign the sealed answer.
+    #[error("{url}: the sealed keys are not signed by the KMS's root key")]
+    SealedSignature {
+        /// The KMS.
+        url: KmsUrl,
+        /// What is wrong with the signature.
+        source: Box<SignatureError>,
+    },
     /// Our own certificate or configuration could not be made.
     #[error("cannot prepare the TLS connection")]
     Tls(#[source] ratls::Error),
@@ -202,6 +222,9 @@ impl Error {
             Self::Untrusted { .. }
             | Self::Alert { .. }
             | Self::OtherRoot { .. }
+            | Self::NotSealed { .. }
+            | Self::SealedWithdrawn { .. }
+            | Self::SealedSignature { .. }
             | Self::KeySignature { .. }
             | Self::OtherImage { .. } => Exit::Refused,
             Self::GaveUp { source, .. } => source.exit(),
@@ -273,7 +296,13 @@ impl Error {
             Self::OtherRoot { .. } => {
                 "the KMS, or somebody on the way, changed its root CA; do not use its keys before you know why"
             }
-            Self::KeySignature { .. } => {
+            Self::NotSealed { .. } => {
+                "set core.sealed_release = \"offer\" at a KMS of this project; where keys may come in upstream's exchange, leave out --require-sealed (require_sealed in the measured configuration)"
+            }
+            Self::SealedWithdrawn { .. } => {
+                "somebody leads this enclave to a KMS that releases keys unsealed; let all replicas offer sealed release"
+            }
+            Self::KeySignature { .. } | Self::SealedSignature { .. } => {
                 "compare --kms-k256-pubkey with k256_pubkey in the KMS's GetMeta, over a way you trust"
             }
             Self::OtherImage { .. } => "the KMS mixed up images or is not one to trust",

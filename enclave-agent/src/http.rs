@@ -91,6 +91,12 @@ impl HttpError {
     pub(crate) fn is_not_http(&self) -> bool {
         matches!(self, Self::Exchange { source, .. } if source.is_parse())
     }
+
+    /// The KMS's answer to a method it does not have.
+    pub(crate) fn is_unknown_method(&self) -> bool {
+        matches!(self, Self::Refused { method, reason, .. }
+            if reason.strip_prefix("Service not found: ") == Some(*method))
+    }
 }
 
 /// A connection that calls can be made on, one after the other.
@@ -121,21 +127,17 @@ impl KmsConnection {
     pub(crate) async fn call(
         &mut self,
         method: Method,
-        body: &'static [u8],
+        body: impl Into<Bytes>,
     ) -> Result<Zeroizing<Vec<u8>>, HttpError> {
         let name = method.name();
         let after = self.deadline;
-        match timeout(after, self.exchange(name, body)).await {
+        match timeout(after, self.exchange(name, body.into())).await {
             Ok(result) => result,
             Err(_elapsed) => Err(HttpError::TimedOut { method: name, after }),
         }
     }
 
-    async fn exchange(
-        &mut self,
-        method: &'static str,
-        body: &'static [u8],
-    ) -> Result<Zeroizing<Vec<u8>>, HttpError> {
+    async fn exchange(&mut self, method: &'static str, body: Bytes) -> Result<Zeroizing<Vec<u8>>, HttpError> {
         let failed = |source| HttpError::Exchange { method, source };
         let mut request = Request::post(self.url.method(method));
         if let Some(headers) = request.headers_mut() {
@@ -145,7 +147,7 @@ impl KmsConnection {
             headers.insert(ACCEPT, hyper::header::HeaderValue::from_static("application/json"));
         }
         // A parsed URL gives a valid path; hyper finds out about anything else.
-        let request = request.body(Full::new(Bytes::from_static(body))).unwrap_or_default();
+        let request = request.body(Full::new(body)).unwrap_or_default();
         self.sender.ready().await.map_err(failed)?;
         let response = self.sender.send_request(request).await.map_err(failed)?;
         match response.status() {
@@ -262,7 +264,7 @@ mod tests {
 
     async fn call(answer: &[u8]) -> Result<Zeroizing<Vec<u8>>, HttpError> {
         let (mut connection, peer) = connection(answer).await;
-        let result = connection.call(Method::GetMeta, b"null").await;
+        let result = connection.call(Method::GetMeta, &b"null"[..]).await;
         let (request, _open) = peer.await.unwrap();
         let request = String::from_utf8(request).unwrap();
         assert_eq!(

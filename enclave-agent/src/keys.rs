@@ -13,6 +13,17 @@ pub struct Keys {
     pub(crate) app_id: AppId,
     pub(crate) os_image_hash: [u8; 32],
     pub(crate) app_keys: AppKeys,
+    pub(crate) exchange: Exchange,
+}
+
+/// How keys came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exchange {
+    /// Sealed to this enclave and signed by the KMS's root k256 key (docs/sealed-release.md).
+    Sealed,
+    /// In upstream's exchange, in plain inside TLS.
+    Upstream,
 }
 
 /// What may be shown of [`Keys`]: public keys, and fingerprints of what has none.
@@ -20,6 +31,8 @@ pub struct Keys {
 pub struct KeySummary {
     /// The app, hex.
     pub app_id: String,
+    /// How the keys came.
+    pub exchange: Exchange,
     /// The KMS that answered.
     pub kms_url: String,
     /// The image the keys were released for, hex.
@@ -47,6 +60,11 @@ impl Keys {
         &self.os_image_hash
     }
 
+    /// How they came.
+    pub fn exchange(&self) -> Exchange {
+        self.exchange
+    }
+
     /// The keys themselves.
     pub fn app_keys(&self) -> &AppKeys {
         &self.app_keys
@@ -72,6 +90,7 @@ impl Keys {
         let disk = Sha256::new().chain_update("disk_crypt_key:").chain_update(keys.disk_crypt_key.expose());
         KeySummary {
             app_id: self.app_id.to_string(),
+            exchange: self.exchange,
             kms_url,
             os_image_hash: hex::encode(self.os_image_hash),
             gateway_app_id: keys.gateway_app_id.clone(),

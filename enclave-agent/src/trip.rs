@@ -2,22 +2,29 @@
 //!
 //! ```text
 //! NSM ── document over a fresh key ──▶ checked ourselves
-//! connection 1, no client certificate ── GetTempCaCert [, GetMeta] ──▶ root CA, temp CA [, root k256 key]
-//! connection 2, RA-TLS certificate ── GetAppKey ──▶ answer ──▶ signature, root, image ──▶ Keys
+//! connection 1, no client certificate ── GetTempCaCert [, GetMeta], GetChallenge ──▶ root CA, temp CA [, root k256 key]
+//! a challenge: GetAppKeySealed on a connection held to the root CA (1 if it is pinned), see `sealed`
+//! none: connection 2, RA-TLS certificate ── GetAppKey
+//! ──▶ answer ──▶ signature, root, image ──▶ Keys
 //! ```
 //!
 //! Both connections are held to the same [`KmsTrust`]. An attempt that fails on the way starts over with a fresh key
 //! and a fresh document; a refusal ends the run.
 
+mod sealed;
+
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use attestation::UnixMillis;
+use bytes::Bytes;
 use kms_protocol::AppId;
 use kms_protocol::app_keys::{AppKeys, KeyProvider};
 use kms_protocol::attestation_encoding::Attestation;
 use kms_protocol::derive::{AppK256Key, DiskCryptKey, EnvCryptKey, K256PublicKey, Signature, verify_app_key};
 use kms_protocol::report_data;
+use kms_protocol::sealed::Exporter;
 use kms_protocol::wire::{AppKeyResponse, EMPTY_JSON, GetMetaResponse, GetTempCaCertResponse, Method, json};
 use ratls::UnixTime;
 use ratls::client::{ClientConfigBuilder, PinnedRoot, PresentedServer, ServerTrust};
@@ -34,7 +41,7 @@ use crate::evidence::OwnDocument;
 use crate::http::KmsConnection;
 use crate::keys::Keys;
 use crate::nsm::{AttestFields, Nsm};
-use crate::{Deadlines, Error, KmsTrust, KmsUrl, Proxy, Retry};
+use crate::{Deadlines, Error, Exchange, KmsTrust, KmsUrl, Proxy, Retry};
 
 /// Body of `GetAppKey`: the configuration inside the attestation counts (kms-protocol §5.4).
 const GET_APP_KEY: &[u8] = br#"{"api_version":1,"vm_config":""}"#;
@@ -49,6 +56,16 @@ pub enum DebugMode {
     DangerAllow,
 }
 
+/// Whether keys must come sealed to this enclave (docs/sealed-release.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SealedRelease {
+    /// They do where the KMS offers it; otherwise upstream's exchange is used.
+    #[default]
+    Prefer,
+    /// They must: a KMS that does not offer it is refused.
+    Require,
+}
+
 /// Everything that [`get_keys`] needs to know.
 #[derive(Debug)]
 pub struct GetKeys {
@@ -58,6 +75,8 @@ pub struct GetKeys {
     pub app_id: AppId,
     /// Which KMS to believe.
     pub trust: KmsTrust,
+    /// Whether keys must come sealed.
+    pub sealed: SealedRelease,
     /// How to reach it.
     pub proxy: Proxy,
     /// How long to wait.
@@ -139,9 +158,10 @@ async fn attempts(
     last: &mut Option<Error>,
 ) -> Result<Keys, Error> {
     let mut attempt = 1;
+    let sealed_was_offered = AtomicBool::new(false);
     // `kms_urls` may be empty only by a caller's mistake; then there is no attempt to make.
     for url in config.kms_urls.iter().cycle() {
-        let current = Attempt { config, nsm, url };
+        let current = Attempt { config, nsm, url, sealed_was_offered: &sealed_was_offered };
         let error = match current.run(watch).await {
             Ok(keys) => return Ok(keys),
             Err(error) => error,
@@ -177,6 +197,23 @@ struct Attempt<'a> {
     config: &'a GetKeys,
     nsm: &'a Arc<dyn Nsm>,
     url: &'a KmsUrl,
+    /// By any KMS, at any attempt of this run.
+    sealed_was_offered: &'a AtomicBool,
+}
+
+/// A connection to the KMS.
+struct Connection {
+    http: KmsConnection,
+    /// None before TLS 1.3.
+    exporter: Option<Exporter>,
+}
+
+/// What upstream's exchange shows.
+struct Evidence {
+    key: KeyPair,
+    document: OwnDocument,
+    report_data: [u8; 64],
+    os_image_hash: [u8; 32],
 }
 
 /// What the first connection brings.
@@ -197,19 +234,40 @@ impl Attempt<'_> {
         watch(Step::Attested { document: &document });
         let os_image_hash = *document.os_image_hash().as_bytes();
 
-        let introduction = self.introduction(watch).await?;
+        let (introduction, mut connection) = self.introduction(watch).await?;
+        let keys = match self.offered(self.challenge(&mut connection).await?)? {
+            Some(challenge) => {
+                self.sealed_keys(challenge, connection, introduction, os_image_hash, watch).await?
+            }
+            None => {
+                drop(connection);
+                let evidence = Evidence { key, document, report_data, os_image_hash };
+                self.upstream_keys(evidence, introduction, watch).await?
+            }
+        };
+        watch(Step::Released { keys: &keys });
+        Ok(keys)
+    }
+
+    /// Upstream's exchange: evidence in the TLS client certificate, keys in plain inside TLS.
+    async fn upstream_keys(
+        &self,
+        evidence: Evidence,
+        introduction: Introduction,
+        watch: &mut (dyn FnMut(Step<'_>) + Send),
+    ) -> Result<Keys, Error> {
+        let Evidence { key, document, report_data, os_image_hash } = evidence;
         let attestation =
             Attestation::nitro(document.into_bytes(), Some(&self.config.app_id), report_data, &os_image_hash)
                 .encode_v0()
                 .map_err(Error::Encode)?;
         let certificate = self.certificate(&key, &attestation, &introduction.temp_ca)?;
-
         let trust = self.config.trust.key_connection(&introduction.root);
         let mut connection = self.connect(trust, Some((&certificate, &key)), 2, watch).await?;
-        let body = self.call(&mut connection, Method::GetAppKey, GET_APP_KEY).await?;
-        let keys = self.release(&body, introduction, os_image_hash)?;
-        watch(Step::Released { keys: &keys });
-        Ok(keys)
+        let method = Method::GetAppKey;
+        let body = self.call(&mut connection, method, GET_APP_KEY).await?;
+        let answer = self.decode(method, &body)?;
+        self.release(method, answer, introduction, os_image_hash)
     }
 
     async fn document(&self, report_data: [u8; 64]) -> Result<OwnDocument, Error> {
@@ -223,7 +281,10 @@ impl Attempt<'_> {
         Ok(document)
     }
 
-    async fn introduction(&self, watch: &mut (dyn FnMut(Step<'_>) + Send)) -> Result<Introduction, Error> {
+    async fn introduction(
+        &self,
+        watch: &mut (dyn FnMut(Step<'_>) + Send),
+    ) -> Result<(Introduction, Connection), Error> {
         let trust = &self.config.trust;
         let mut connection = self.connect(trust.first_connection(), None, 1, watch).await?;
         let method = Method::GetTempCaCert;
@@ -239,17 +300,17 @@ impl Attempt<'_> {
         let k256_root = match trust.k256() {
             Some(pinned) => Some(*pinned),
             // Only an authenticated KMS's word about its own key is worth asking for.
-            None if trust.authenticates_first_connection() => {
-                let body = self.call(&mut connection, Method::GetMeta, EMPTY_JSON).await?;
-                let meta: GetMetaResponse = self.decode(Method::GetMeta, &body)?;
-                Some(
-                    K256PublicKey::from_sec1(&meta.k256_pubkey)
-                        .map_err(|source| self.unreadable(Method::GetMeta, source))?,
-                )
-            }
+            None if trust.authenticates_first_connection() => Some(self.k256_root(&mut connection).await?),
             None => None,
         };
-        Ok(Introduction { temp_ca, root, k256_root })
+        Ok((Introduction { temp_ca, root, k256_root }, connection))
+    }
+
+    /// The root k256 key as the KMS names it.
+    async fn k256_root(&self, connection: &mut Connection) -> Result<K256PublicKey, Error> {
+        let body = self.call(connection, Method::GetMeta, EMPTY_JSON).await?;
+        let meta: GetMetaResponse = self.decode(Method::GetMeta, &body)?;
+        K256PublicKey::from_sec1(&meta.k256_pubkey).map_err(|source| self.unreadable(Method::GetMeta, source))
     }
 
     fn certificate(
@@ -266,13 +327,12 @@ impl Attempt<'_> {
     /// Checks an answer and takes the keys out of it: the only place where keys become usable.
     fn release(
         &self,
-        body: &[u8],
+        method: Method,
+        mut answer: AppKeyResponse,
         introduction: Introduction,
         os_image_hash: [u8; 32],
     ) -> Result<Keys, Error> {
-        let method = Method::GetAppKey;
         let Introduction { temp_ca, root, k256_root } = introduction;
-        let mut answer: AppKeyResponse = self.decode(method, body)?;
         if !root.is_key_of(&answer.ca_cert).map_err(|source| self.unreadable(method, source))? {
             return Err(Error::OtherRoot { url: self.url.clone(), method: method.name() });
         }
@@ -303,7 +363,8 @@ impl Attempt<'_> {
             verify_app_key(k256_root, &self.config.app_id, &app_keys.k256_key, &app_keys.k256_signature)
                 .map_err(|source| Error::KeySignature { url: self.url.clone(), source: Box::new(source) })?;
         }
-        Ok(Keys { app_id: self.config.app_id, os_image_hash, app_keys })
+        let exchange = if method == Method::GetAppKeySealed { Exchange::Sealed } else { Exchange::Upstream };
+        Ok(Keys { app_id: self.config.app_id, os_image_hash, app_keys, exchange })
     }
 
     /// A connection on which the server has passed the checks of `trust`.
@@ -313,7 +374,7 @@ impl Attempt<'_> {
         certificate: Option<(&Certificate, &KeyPair)>,
         number: u8,
         watch: &mut (dyn FnMut(Step<'_>) + Send),
-    ) -> Result<KmsConnection, Error> {
+    ) -> Result<Connection, Error> {
         let Deadlines { connect, handshake, request, .. } = self.config.deadlines;
         let builder = ClientConfigBuilder::new(trust).with_time(Arc::clone(&self.config.time));
         let tls = match certificate {
@@ -337,24 +398,26 @@ impl Attempt<'_> {
         let stream = connected
             .map_err(|_elapsed| Error::HandshakeTimedOut { url: self.url.clone(), after: handshake })?
             .map_err(|error| Error::handshake(self.url, error))?;
-        let server =
-            PresentedServer::from_peer(stream.get_ref().1.peer_certificates()).map_err(Error::Tls)?;
+        let (_, tls) = stream.get_ref();
+        let server = PresentedServer::from_peer(tls.peer_certificates()).map_err(Error::Tls)?;
+        let exporter = ratls::sealed::exporter(tls).ok();
         watch(Step::Connected {
             connection: number,
             certificate_sha256: Sha256::digest(server.der()).into(),
         });
-        KmsConnection::new(stream, self.url.clone(), request)
-            .await
-            .map_err(|source| Error::call(self.url, crate::HttpError::Exchange { method: "connect", source }))
+        let http = KmsConnection::new(stream, self.url.clone(), request).await.map_err(|source| {
+            Error::call(self.url, crate::HttpError::Exchange { method: "connect", source })
+        })?;
+        Ok(Connection { http, exporter })
     }
 
     async fn call(
         &self,
-        connection: &mut KmsConnection,
+        connection: &mut Connection,
         method: Method,
-        body: &'static [u8],
+        body: impl Into<Bytes>,
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
-        connection.call(method, body).await.map_err(|error| Error::call(self.url, error))
+        connection.http.call(method, body).await.map_err(|error| Error::call(self.url, error))
     }
 
     fn decode<M: serde::de::DeserializeOwned + Default>(

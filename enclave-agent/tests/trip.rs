@@ -66,7 +66,7 @@ async fn an_honest_kms_hands_out_the_keys() {
     let KeyProvider::Kms { url, pubkey, .. } = &keys.app_keys().key_provider else { panic!("not by a KMS") };
     assert_eq!(*url, format!("{}/prpc", stage.url()));
     assert_eq!(pubkey, authority.pinned().spki_der());
-    assert_eq!(stage.calls(), ["GetTempCaCert", "GetMeta", "GetAppKey"]);
+    assert_eq!(stage.calls(), ["GetTempCaCert", "GetMeta", "GetChallenge", "GetAppKey"]);
 
     let evidence = stage.evidence();
     assert_eq!(evidence.len(), 1, "evidence goes to the second connection only");
@@ -141,7 +141,7 @@ async fn the_second_connection_is_held_to_the_same_anchor() {
     script.tls[1] = Some(impostor.tls(DOMAIN, now()));
     let (result, stage) = play(script).await;
     assert_eq!(untrusted(result), "server-not-issued-by-root");
-    assert_eq!(stage.calls(), ["GetTempCaCert", "GetMeta"]);
+    assert_eq!(stage.calls(), ["GetTempCaCert", "GetMeta", "GetChallenge"]);
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn the_k256_key_alone_authenticates_the_answer() {
     };
     let stage = Script::honest(&authority).start().await;
     assert!(fetch(&config(&[stage.url()], trust(KMS))).await.is_ok());
-    assert_eq!(stage.calls(), ["GetTempCaCert", "GetAppKey"]);
+    assert_eq!(stage.calls(), ["GetTempCaCert", "GetChallenge", "GetAppKey"]);
     let error = refused(fetch(&config(&[stage.url()], trust(IMPOSTOR))).await);
     assert!(matches!(error, Error::KeySignature { .. }), "{error}");
 }

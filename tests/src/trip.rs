@@ -32,6 +32,10 @@ pub struct Variation<'a> {
     pub module: &'a [&'a str],
     /// The proxy opens this target instead of the KMS.
     pub proxy_opens: Option<&'a str>,
+    /// More settings of the KMS's table `[core]`, in TOML.
+    pub kms: &'a str,
+    /// The KMS starts with a copy of these keys.
+    pub kms_keys: Option<&'a Path>,
 }
 
 impl Trip {
@@ -52,7 +56,10 @@ impl Trip {
         let module = Daemon::start("nsm-emulator", &arguments);
 
         write(&path("policy.toml"), &format!("[apps.{APP_ID}]\nimages = [\"{image_hash}\"]\n"));
-        let settings = kms_settings(directory.path());
+        let settings = kms_settings(directory.path(), variation.kms);
+        if let Some(keys) = variation.kms_keys {
+            copy_files(keys, &path("certs"));
+        }
         write(&path("kms.toml"), &settings);
         let kms = Daemon::start("kms-server", &["serve", "-c", &text("kms.toml")]);
 
@@ -117,11 +124,11 @@ impl Trip {
 }
 
 /// The least that a KMS for an emulated module needs.
-fn kms_settings(directory: &Path) -> String {
+fn kms_settings(directory: &Path, more: &str) -> String {
     let path = |name: &str| directory.join(name);
     format!(
         "[rpc]\naddress = \"127.0.0.1\"\nport = 0\n\
-         [core]\ncert_dir = {:?}\nenforce_self_authorization = false\nattest_rpc_cert = false\n\
+         [core]\n{more}\ncert_dir = {:?}\nenforce_self_authorization = false\nattest_rpc_cert = false\n\
          nitro_enclave_key_release = true\n\
          [core.onboard]\nauto_bootstrap_domain = \"localhost\"\n\
          [core.attestation]\ninsecure_allow_external_trust_anchors = true\n\
@@ -131,6 +138,14 @@ fn kms_settings(directory: &Path) -> String {
         path("nsm-root.pem"),
         path("policy.toml"),
     )
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a directory of ours");
+    for entry in fs::read_dir(from).expect("a directory of keys") {
+        let entry = entry.expect("a directory of keys");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("a file of keys");
+    }
 }
 
 fn write(path: &Path, text: &str) {

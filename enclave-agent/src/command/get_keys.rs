@@ -22,7 +22,7 @@ use crate::output::{Existing, KeyFile, OutputError};
 use crate::policy::TdxPolicy;
 use crate::{
     Deadlines, DebugMode, DurationArg, Error, GetKeys, KeySummary, Keys, KmsTrust, KmsUrl, Proxy, Retry,
-    Step, get_keys,
+    SealedRelease, Step, get_keys,
 };
 
 /// Largest PEM file read for a root CA.
@@ -54,6 +54,9 @@ pub struct Arguments {
     /// What makes a server the KMS
     #[command(flatten)]
     pub trust: TrustArguments,
+    /// Accepts keys only sealed to this enclave, which an upstream KMS does not do (docs/sealed-release.md)
+    #[arg(long)]
+    pub require_sealed: bool,
     /// Security module: /dev/nsm, or unix:PATH of a stand-in
     #[arg(long, value_name = "NSM", default_value = "/dev/nsm")]
     pub nsm: NsmSource,
@@ -150,7 +153,9 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 /// Reads the files that arguments name, and turns the rest into one validated value.
 fn prepare(arguments: Arguments) -> Result<(GetKeys, Arc<dyn crate::nsm::Nsm>), Failure> {
-    let Arguments { kms_urls, app_id, trust, nsm, proxy, danger_allow_debug, deadlines, .. } = arguments;
+    let Arguments {
+        kms_urls, app_id, trust, require_sealed, nsm, proxy, danger_allow_debug, deadlines, ..
+    } = arguments;
     let trust = trust.load()?;
     let nsm = nsm.open().map_err(|error| Error::from(crate::evidence::EvidenceError::Nsm(error)))?;
     let DeadlineArguments {
@@ -166,6 +171,7 @@ fn prepare(arguments: Arguments) -> Result<(GetKeys, Arc<dyn crate::nsm::Nsm>), 
         kms_urls,
         app_id,
         trust,
+        sealed: if require_sealed { SealedRelease::Require } else { SealedRelease::Prefer },
         proxy: proxy.map_or_else(Proxy::from_env, Proxy::Endpoint),
         deadlines: Deadlines {
             connect: connect_timeout.into(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use attestation::{Pcr, UnixMillis, os_image_hash};
 use enclave_agent::nsm::{Nsm, NsmSource};
-use enclave_agent::{Deadlines, DebugMode, GetKeys, KmsTrust, Proxy, Retry};
+use enclave_agent::{Deadlines, DebugMode, GetKeys, KmsTrust, Proxy, Retry, SealedRelease};
 use kms_protocol::AppId;
 use kms_protocol::derive::{K256Root, P256Scalar, RootKeys, sign_app_key};
 use kms_protocol::ids::InstanceId;
@@ -132,6 +132,12 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
+    /// Upstream's answer to a method it does not have.
+    fn unknown(method: &str) -> Self {
+        let body = format!("{{\n  \"error\": \"Service not found: {method}\"\n}}");
+        Self::Http("400 Bad Request", "", body.into_bytes())
+    }
+
     pub(crate) fn ok(message: &impl serde::Serialize) -> Self {
         Self::Http("200 OK", "", json::encode(message))
     }
@@ -203,7 +209,8 @@ impl Script {
             let first =
                 if method == "GetAppKey" { self.first_app_key_answers.lock().unwrap().pop() } else { None };
             let answer = first.or_else(|| self.answers.get(method.as_str()).cloned());
-            let written = match answer.unwrap_or(Answer::Close) {
+            let unknown = || Answer::unknown(&method);
+            let written = match answer.unwrap_or_else(unknown) {
                 Answer::Close => return,
                 Answer::RawThenHang(bytes) => {
                     let _written = stream.write_all(&bytes).await;
@@ -293,6 +300,7 @@ pub(crate) fn config(urls: &[String], trust: KmsTrust) -> GetKeys {
         kms_urls: urls.iter().map(|url| url.parse().unwrap()).collect(),
         app_id: APP,
         trust,
+        sealed: SealedRelease::Prefer,
         proxy: Proxy::Direct,
         deadlines: Deadlines::default(),
         retry: Retry {

@@ -174,9 +174,30 @@ pub(crate) fn now() -> UnixTime {
 
 /// A document of `emulator` with that user data.
 pub(crate) fn document(emulator: &Emulator, user_data: &[u8; 64]) -> Vec<u8> {
-    let mut request = b"\xa1\x6bAttestation\xa3\x69user_data\x58\x40".to_vec();
-    request.extend(user_data);
-    request.extend(b"\x65nonce\xf6\x6apublic_key\xf6");
+    document_of(emulator, Some(user_data.to_vec()), None, None)
+}
+
+/// A document of `emulator` with these fields.
+pub(crate) fn document_of(
+    emulator: &Emulator,
+    user_data: Option<Vec<u8>>,
+    nonce: Option<Vec<u8>>,
+    public_key: Option<Vec<u8>>,
+) -> Vec<u8> {
+    let mut request = b"\xa1\x6bAttestation\xa3".to_vec();
+    for (name, value) in
+        [(&b"\x69user_data"[..], user_data), (b"\x65nonce", nonce), (b"\x6apublic_key", public_key)]
+    {
+        request.extend(name);
+        match value {
+            None => request.push(0xf6),
+            Some(value) => {
+                request.push(0x59);
+                request.extend(u16::try_from(value.len()).unwrap().to_be_bytes());
+                request.extend(value);
+            }
+        }
+    }
     let response = emulator.process(&request);
     let head = b"\xa1\x6bAttestation\xa1\x68document\x59";
     assert!(response.starts_with(head), "{response:02x?}");

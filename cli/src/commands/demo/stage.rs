@@ -8,7 +8,7 @@ use std::time::Duration;
 use attestation::{Pcr, os_image_hash};
 use command_line::{Exit, Failure};
 use enclave_agent::nsm::{Nsm, NsmSource};
-use enclave_agent::{Deadlines, DebugMode, GetKeys, Keys, KmsTrust, Proxy, Retry, get_keys};
+use enclave_agent::{Deadlines, DebugMode, GetKeys, Keys, KmsTrust, Proxy, Retry, SealedRelease, get_keys};
 use host_proxy::config::Service;
 use host_proxy::policy::{Entry, RuleSet};
 use kms_protocol::AppId;
@@ -144,6 +144,7 @@ impl Stage {
             kms_urls: vec![url(kms).parse().map_err(internal)?],
             app_id: self.app_id,
             trust,
+            sealed: SealedRelease::Prefer,
             proxy: Proxy::Endpoint(self.way_out.clone()),
             deadlines: Deadlines { total: Duration::from_secs(30), ..Deadlines::default() },
             retry: Retry::default(),
