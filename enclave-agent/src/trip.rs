@@ -66,6 +66,14 @@ pub enum SealedRelease {
     Require,
 }
 
+impl SealedRelease {
+    /// What a switch in a configuration means.
+    #[must_use]
+    pub fn required_if(required: bool) -> Self {
+        if required { Self::Require } else { Self::Prefer }
+    }
+}
+
 /// Everything that [`get_keys`] needs to know.
 #[derive(Debug)]
 pub struct GetKeys {

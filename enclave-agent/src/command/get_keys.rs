@@ -171,7 +171,7 @@ fn prepare(arguments: Arguments) -> Result<(GetKeys, Arc<dyn crate::nsm::Nsm>), 
         kms_urls,
         app_id,
         trust,
-        sealed: if require_sealed { SealedRelease::Require } else { SealedRelease::Prefer },
+        sealed: SealedRelease::required_if(require_sealed),
         proxy: proxy.map_or_else(Proxy::from_env, Proxy::Endpoint),
         deadlines: Deadlines {
             connect: connect_timeout.into(),

@@ -24,7 +24,7 @@ use crate::config::{AgentConfig, Delivery};
 use crate::network::AppNetwork;
 use crate::nsm::{self, Nsm, NsmError, NsmSource};
 use crate::output::{Existing, KeyFile};
-use crate::{Deadlines, GetKeys, Keys, Proxy, Retry, Step, get_keys};
+use crate::{Deadlines, GetKeys, Keys, Proxy, Retry, SealedRelease, Step, get_keys};
 
 /// How long the security module may take to appear after the kernel started.
 const NSM_APPEARS: Duration = Duration::from_secs(10);
@@ -119,6 +119,7 @@ fn request(config: AgentConfig, parent: &Parent) -> Result<GetKeys, InitError> {
         kms_urls,
         app_id,
         trust,
+        sealed: SealedRelease::required_if(fetch.require_sealed),
         proxy: Proxy::Endpoint(proxy),
         deadlines: Deadlines { total: fetch.timeout, ..Deadlines::default() },
         retry: Retry { attempts: fetch.attempts, ..Retry::default() },
