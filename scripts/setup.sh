@@ -31,3 +31,11 @@ need_rust() {
   # aws-lc-rs builds C and assembly.
   need cc build-essential
 }
+
+# anvil and the Solidity compiler, for what runs a chain; only from what chain/contracts names.
+need_anvil() {
+  need npm nodejs npm
+  (cd chain/contracts && npm install --ignore-scripts --no-save --no-package-lock --no-audit --no-fund >&2)
+  local anvil=("$PWD"/chain/contracts/node_modules/@foundry-rs/anvil-*/bin/anvil)
+  export KEYFERRY_ANVIL=${anvil[0]}
+}

@@ -28,6 +28,7 @@ if $all; then
   cargo fmt --all --check
   step "lints"
   cargo clippy --workspace --all-targets --locked -- -D warnings
+  cargo clippy --package cli --features ledger --locked -- -D warnings
   step "documentation"
   RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
   step "dependency policy"
@@ -50,8 +51,7 @@ if $all; then
   need sgdisk gdisk
   need mtype mtools
   step "tools of the tests that run a chain"
-  need npm nodejs npm
-  (cd chain/contracts && npm install --ignore-scripts --no-save --no-package-lock --no-audit --no-fund)
+  need_anvil
 fi
 
 step "tests"

@@ -6,8 +6,10 @@ use alloy::primitives::Address;
 use kms_protocol::wire::webhook::{BootInfo, bounded_reason};
 use tokio::time::timeout;
 
+use crate::abi::AppBootInfo;
 use crate::boot_info::app_boot_info;
 use crate::contracts::Reader;
+use crate::proof::{KnownCode, ProvenReader};
 use crate::rpc::{Endpoints, View};
 use crate::{Error, Result};
 
@@ -42,12 +44,21 @@ pub struct Authorizer {
     endpoints: Endpoints,
     kms_contract: Address,
     deadline: Duration,
+    proven_by: Option<KnownCode>,
 }
 
 impl Authorizer {
     /// Asks the contract at `kms_contract`; every method answers within `deadline`.
     pub fn new(endpoints: Endpoints, kms_contract: Address, deadline: Duration) -> Self {
-        Self { endpoints, kms_contract, deadline }
+        Self { endpoints, kms_contract, deadline, proven_by: None }
+    }
+
+    /// Decides from storage that is proven against the agreed block instead of asking the contracts. Contracts with
+    /// other code than this one decide nothing then, which is an error.
+    #[must_use]
+    pub fn with_proofs(mut self, code: KnownCode) -> Self {
+        self.proven_by = Some(code);
+        self
     }
 
     /// Whether this application may have its keys. Cancel safe.
@@ -73,9 +84,19 @@ impl Authorizer {
     pub async fn contract_info(&self) -> Result<ContractInfo> {
         self.in_time("contract info", async {
             let view = self.endpoints.view().await?;
-            let kms = self.kms(&view);
-            let (app_implementation, gateway_app_id) =
-                tokio::try_join!(kms.app_implementation(), kms.gateway_app_id())?;
+            let (app_implementation, gateway_app_id) = match self.proven_by {
+                Some(code) => {
+                    let prove = async |it| {
+                        let kms = ProvenReader::new(it, &view.head, self.kms_contract, code);
+                        tokio::try_join!(kms.app_implementation(), kms.gateway_app_id())
+                    };
+                    self.endpoints.first_success(prove).await?
+                }
+                None => {
+                    let kms = Reader::new(&self.endpoints, &view, self.kms_contract);
+                    tokio::try_join!(kms.app_implementation(), kms.gateway_app_id())?
+                }
+            };
             Ok(ContractInfo {
                 chain_id: view.chain_id,
                 kms_contract: self.kms_contract,
@@ -90,14 +111,10 @@ impl Authorizer {
         let who = app_boot_info(info)?;
         self.in_time("authorisation", async {
             let view = self.endpoints.view().await?;
-            let kms = self.kms(&view);
-            let decision = async {
-                match question {
-                    Question::App => kms.is_app_allowed(who).await,
-                    Question::Kms => kms.is_kms_allowed(who).await,
-                }
+            let ((is_allowed, reason), gateway_app_id) = match self.proven_by {
+                Some(code) => self.prove(&view, code, &who, question).await?,
+                None => self.ask(&view, who, question).await?,
             };
-            let ((is_allowed, reason), gateway_app_id) = tokio::try_join!(decision, kms.gateway_app_id())?;
             Ok(Decision {
                 is_allowed,
                 reason: bounded_reason(&reason),
@@ -108,8 +125,36 @@ impl Authorizer {
         .await
     }
 
-    fn kms<'a>(&'a self, view: &'a View) -> Reader<'a> {
-        Reader::new(&self.endpoints, view, self.kms_contract)
+    async fn ask(&self, view: &View, who: AppBootInfo, question: Question) -> Result<(Answer, String)> {
+        let kms = Reader::new(&self.endpoints, view, self.kms_contract);
+        let decision = async {
+            match question {
+                Question::App => kms.is_app_allowed(who).await,
+                Question::Kms => kms.is_kms_allowed(who).await,
+            }
+        };
+        tokio::try_join!(decision, kms.gateway_app_id())
+    }
+
+    async fn prove(
+        &self,
+        view: &View,
+        code: KnownCode,
+        who: &AppBootInfo,
+        question: Question,
+    ) -> Result<(Answer, String)> {
+        let prove = async |endpoint| {
+            let kms = ProvenReader::new(endpoint, &view.head, self.kms_contract, code);
+            let decision = async {
+                match question {
+                    Question::App => kms.is_app_allowed(who).await,
+                    Question::Kms => kms.is_kms_allowed(who).await,
+                }
+            };
+            tokio::try_join!(decision, kms.gateway_app_id())
+        };
+        let ((is_allowed, reason), gateway) = self.endpoints.first_success(prove).await?;
+        Ok(((is_allowed, reason.to_owned()), gateway))
     }
 
     async fn in_time<T>(&self, what: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -120,6 +165,9 @@ impl Authorizer {
         })?
     }
 }
+
+/// Whether, and if not, in which words.
+type Answer = (bool, String);
 
 #[derive(Clone, Copy)]
 enum Question {

@@ -1,25 +1,7 @@
 //! `keyferry chain`: arguments, and what is printed.
 //!
-//! | Hardhat task | here |
-//! | --- | --- |
-//! | `kms:deploy --with-app-impl`, `kms:deploy-impl`, `app:deploy-impl` | `deploy --artifacts FOLDER` |
-//! | `kms:create-app`, `app:deploy` | `create-app` |
-//! | `kms:add`, `kms:remove` MR | `add-kms`, `remove-kms` MR |
-//! | `kms:add-image`, `kms:remove-image` HASH | `add-image`, `remove-image` HASH |
-//! | `kms:add-device`, `kms:remove-device` ID | `add-device`, `remove-device` ID |
-//! | `kms:set-gateway` APPID | `set-gateway` APPID |
-//! | `kms:set-info` FILE | `set-kms-info` FILE |
-//! | `kms:set-app-implementation` ADDR | `set-app-implementation` ADDR |
-//! | `kms:get-app-implementation`, `info:kms`, `info:gateway` | `status` |
-//! | `app:add-hash`, `app:remove-hash` --app-id HASH | `add-hash`, `remove-hash` --app-id HASH |
-//! | `app:add-device`, `app:remove-device` --app-id ID | `add-device`, `remove-device` --app-id ID |
-//! | `app:set-allow-any-device` | `allow-any-device --danger`, `allow-any-device --off` |
-//! | `--network NAME` with RPC_URL | `--rpc-url URL` or RPC_URL |
-//! | env PRIVATE_KEY | env PRIVATE_KEY, or `--keystore FILE` |
-//! | env KMS_CONTRACT_ADDRESS | env KMS_CONTRACT_ADDR, or `--kms ADDRESS` |
-//!
-//! There is no `kms:upgrade`: an upgrade replaces the rules everybody relies on, and belongs into the tool that checks
-//! storage layouts.
+//! `docs/chain.md` maps the Hardhat tasks to these commands. There is no `kms:upgrade`: an upgrade replaces the rules
+//! everybody relies on, and belongs into the tool that checks storage layouts.
 
 mod args;
 mod local;
@@ -34,6 +16,8 @@ use command_line::{Exit, Failure};
 
 pub use args::Command;
 
+#[cfg(any(feature = "aws-kms", feature = "gcp-kms"))]
+use crate::keys::KeyServiceError;
 use crate::rpc::{Endpoints, Limits};
 use crate::{Error, Result};
 
@@ -77,6 +61,9 @@ pub(crate) fn now() -> u64 {
 
 fn endpoints(network: &args::Network) -> Result<Endpoints> {
     let count = network.rpc_url.len();
+    if count == 0 {
+        return Err(Error::Usage("no endpoint; give --rpc-url, or set RPC_URL".to_owned()));
+    }
     let limits = Limits { deadline: Duration::from_secs(network.timeout), ..Limits::default() };
     let endpoints = Endpoints::new(&network.rpc_url, network.agree.unwrap_or(count / 2 + 1), limits, now)?;
     let endpoints = endpoints.with_max_head_age(Duration::from_secs(network.max_head_age));
@@ -121,6 +108,12 @@ fn exit_of(error: &Error) -> Exit {
         | Error::Replaced { .. } => Exit::Refused,
         Error::TooFewAnswers { first, .. } => exit_of(first),
         Error::NotConfirmed { .. } => Exit::NoAnswer,
+        #[cfg(any(feature = "aws-kms", feature = "gcp-kms"))]
+        Error::KeyService(error) => match error {
+            KeyServiceError::NoAnswer { .. } | KeyServiceError::Unreachable { .. } => Exit::NoAnswer,
+            KeyServiceError::Malformed { .. } => Exit::Internal,
+            _ => Exit::Refused,
+        },
         other if other.is_transient() => Exit::NoAnswer,
         _ => Exit::Internal,
     }

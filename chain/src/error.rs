@@ -215,8 +215,13 @@ pub enum Error {
         problem: String,
     },
     /// The signer failed.
+    #[cfg(feature = "write")]
     #[error("the transaction cannot be signed")]
     Sign(#[source] alloy::signers::Error),
+    /// A key service did not do what it was asked.
+    #[cfg(any(feature = "aws-kms", feature = "gcp-kms"))]
+    #[error(transparent)]
+    KeyService(#[from] crate::keys::KeyServiceError),
     /// The chain is dearer than allowed.
     #[error("the chain asks {needed} wei per gas, the cap is {cap} wei")]
     FeeCap {
@@ -365,6 +370,9 @@ impl Error {
             Self::TooFewAnswers { first, .. } => return first.hint(),
             Self::NoContract { .. } => "check the contract's address and the chain",
             Self::Reverted { revert, .. } => return revert.hint(),
+            Self::Proof { .. } => {
+                "the endpoint lies, or the contract's code is not the known one: compare with `keyferry chain status`"
+            }
             Self::FeeCap { .. } => "wait for lower fees, or raise --max-fee-gwei",
             Self::Funds { .. } => "send it funds for gas",
             Self::ForeignPending { .. } => "let them be mined or cancel them, then run again",
@@ -373,9 +381,24 @@ impl Error {
             }
             Self::Replaced { .. } => "run the same command again: it decides anew on the current state",
             Self::JournalBusy { .. } => "wait for the other command to end",
+            #[cfg(any(feature = "aws-kms", feature = "gcp-kms"))]
+            Self::KeyService(error) => return error.hint(),
             Self::Key { .. } => "give --keystore FILE, or set the environment variable named by --key-env",
             _ => return None,
         })
+    }
+
+    /// Why a transaction was not signed: the key service's own error, when it was one.
+    #[cfg(feature = "write")]
+    pub(crate) fn signing(error: alloy::signers::Error) -> Self {
+        match error {
+            #[cfg(any(feature = "aws-kms", feature = "gcp-kms"))]
+            alloy::signers::Error::Other(other) => match other.downcast() {
+                Ok(error) => Self::KeyService(*error),
+                Err(other) => Self::Sign(alloy::signers::Error::Other(other)),
+            },
+            error => Self::Sign(error),
+        }
     }
 
     /// Whether asking again may help: the endpoint's trouble, not an answer.

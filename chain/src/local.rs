@@ -132,26 +132,34 @@ impl LocalChain {
     }
 }
 
-/// Deploys the stand-in contracts and an application to a local chain, and allows `image` on both when given.
+/// The account that owns everything on a local chain.
 ///
 /// # Errors
-/// See [`deploy`].
-pub async fn seed(url: &str, journal: &Path, image: Option<B256>, clock: Clock) -> Result<Seeded> {
+/// See [`Sender::open`].
+pub async fn owner(url: &str, journal: &Path, clock: Clock) -> Result<Sender> {
     let endpoints = Endpoints::new(&[url.to_owned()], 1, Limits::default(), clock)?.on_chain(LOCAL_CHAIN_ID);
     let signer: PrivateKeySigner = DEVELOPMENT_KEY
         .parse()
         .map_err(|_| Error::Key { from: "development key".to_owned(), problem: "not a key".to_owned() })?;
-    let owner = signer.address();
     let config =
         SenderConfig { confirmations: 1, poll: Duration::from_millis(50), ..SenderConfig::default() };
-    let mut sender = Sender::open(endpoints, Box::new(signer), journal, config).await?;
+    Sender::open(endpoints, Box::new(signer), journal, config).await
+}
+
+/// Deploys the stand-in contracts and an application for the [owner] of a local chain, and allows `image` on both when
+/// given.
+///
+/// # Errors
+/// See [`deploy`].
+pub async fn seed(sender: &mut Sender, image: Option<B256>) -> Result<Seeded> {
+    let owner = sender.address();
     let deployment = Deployment {
         artifacts: Artifacts::built_in(),
         owner,
         app_implementation: None,
         label: String::new(),
     };
-    let contracts = deploy(&mut sender, &deployment, &mut run_unasked).await?;
+    let contracts = deploy(sender, &deployment, &mut run_unasked).await?;
     let app = NewApp {
         owner,
         disable_upgrades: false,
@@ -162,12 +170,12 @@ pub async fn seed(url: &str, journal: &Path, image: Option<B256>, clock: Clock) 
         first_generation: false,
     };
     let app = operations::create_app(contracts.kms, app, String::new(), Danger::Accepted)?;
-    let app = run_unasked(&mut sender, &app)
+    let app = run_unasked(sender, &app)
         .await?
         .created()
         .ok_or_else(|| Error::LocalChain { problem: "no application was created".to_owned() })?;
     if let Some(image) = image {
-        run_unasked(&mut sender, &operations::add_image(contracts.kms, image, Danger::Refused)?).await?;
+        run_unasked(sender, &operations::add_image(contracts.kms, image, Danger::Refused)?).await?;
     }
     Ok(Seeded { contracts, app, owner })
 }

@@ -13,10 +13,13 @@ use serde_json::json;
 
 use crate::abi::{AppBootInfo, IMPLEMENTATION_SLOT};
 use crate::rpc::{Endpoint, Head};
+use crate::status::{AppStatus, KmsStatus};
 use crate::{Error, Result};
 
 /// Longest gateway id that is proven, in bytes. It is an address, or a name.
 const MAX_GATEWAY: usize = 256;
+/// Slots asked for at once; geth answers at most 1024.
+const SLOTS_AT_ONCE: usize = 128;
 /// What both contracts compare a measurement status with.
 const UP_TO_DATE: &str = "UpToDate";
 
@@ -27,6 +30,7 @@ mod slot {
     pub(super) const KMS_NODES: u64 = 6;
     pub(super) const KMS_DEVICES: u64 = 7;
     pub(super) const KMS_IMAGES: u64 = 8;
+    pub(super) const KMS_APP_LOGIC: u64 = 9;
     pub(super) const APP_HASHES: u64 = 0;
     /// Lowest byte: upgrades are disabled. Second byte: any device will do.
     pub(super) const APP_FLAGS: u64 = 1;
@@ -149,6 +153,79 @@ impl<'a> ProvenReader<'a> {
             }
         };
         String::from_utf8(bytes).map_err(|_| self.wrong("the gateway's id", "not UTF-8"))
+    }
+
+    /// The logic contract that new applications get.
+    ///
+    /// # Errors
+    /// See [`ProvenReader::is_app_allowed`].
+    pub async fn app_implementation(&self) -> Result<Address> {
+        let at = [fixed(slot::KMS_APP_LOGIC)];
+        let word = self.governed("the KMS contract", self.kms, self.code.kms, &at).await?[0];
+        Ok(Address::from_word(word.into()))
+    }
+
+    /// Proves everything that `status` says is registered, and says how many entries that were. What a status leaves
+    /// out is not proven: entries are found by events, and events can be withheld.
+    ///
+    /// # Errors
+    /// [`Error::Proof`] when the storage does not hold an entry, and see [`ProvenReader::is_app_allowed`].
+    pub async fn confirm_kms(&self, status: &KmsStatus) -> Result<usize> {
+        let what = "the KMS contract";
+        let (gateway, logic) = (self.gateway_app_id().await?, self.app_implementation().await?);
+        if (&gateway, logic) != (&status.gateway_app_id, status.app_implementation) {
+            let problem = format!(
+                "its storage holds the gateway {gateway:?} and the application logic {logic}, not {:?} and {}",
+                status.gateway_app_id, status.app_implementation
+            );
+            return Err(self.wrong(what, problem));
+        }
+        let apps: Vec<B256> = status.apps.iter().map(|it| it.into_word()).collect();
+        let entries = [
+            (slot::KMS_APPS, &apps),
+            (slot::KMS_NODES, &status.kms_nodes),
+            (slot::KMS_DEVICES, &status.kms_devices),
+            (slot::KMS_IMAGES, &status.images),
+        ];
+        Ok(self.confirm(what, self.kms, self.code.kms, &entries).await? + 2)
+    }
+
+    /// The same for an application's contract.
+    ///
+    /// # Errors
+    /// See [`ProvenReader::confirm_kms`].
+    pub async fn confirm_app(&self, status: &AppStatus) -> Result<usize> {
+        let what = format!("the app {}", status.contract);
+        let at = [fixed(slot::APP_FLAGS), fixed(slot::APP_NEEDS_TCB)];
+        let flags = self.governed(&what, status.contract, self.code.app, &at).await?;
+        let (any_device, needs_tcb) = (flags[0].byte(1) != 0, flags[1].byte(0) != 0);
+        if (any_device, needs_tcb) != (status.allow_any_device, status.require_tcb_up_to_date) {
+            let problem = format!("its storage says any device {any_device}, current TCB needed {needs_tcb}");
+            return Err(self.wrong(&what, problem));
+        }
+        let entries = [(slot::APP_HASHES, &status.compose_hashes), (slot::APP_DEVICES, &status.devices)];
+        Ok(self.confirm(&what, status.contract, self.code.app, &entries).await? + 2)
+    }
+
+    /// Proves that each value is true in its mapping.
+    async fn confirm(
+        &self,
+        what: &str,
+        at: Address,
+        code: B256,
+        entries: &[(u64, &Vec<B256>)],
+    ) -> Result<usize> {
+        let all =
+            entries.iter().flat_map(|(slot, values)| values.iter().map(|it| (*it, mapping(*it, *slot))));
+        let all: Vec<(B256, B256)> = all.collect();
+        for chunk in all.chunks(SLOTS_AT_ONCE) {
+            let slots: Vec<B256> = chunk.iter().map(|(_, slot)| *slot).collect();
+            let held = self.governed(what, at, code, &slots).await?;
+            if let Some(((value, _), _)) = chunk.iter().zip(&held).find(|(_, held)| held.is_zero()) {
+                return Err(self.wrong(what, format!("its storage does not hold {value}")));
+            }
+        }
+        Ok(all.len())
     }
 
     /// Storage of a contract whose logic is the known one.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use alloy::primitives::{Address, B256, U64};
+use alloy::primitives::{Address, B256, U64, keccak256};
 use alloy::sol_types::{SolCall, SolEvent};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
@@ -37,8 +37,12 @@ pub struct KmsStatus {
     pub pending_owner: Option<Address>,
     /// Its logic.
     pub implementation: Address,
+    /// Keccak-256 of its code.
+    pub implementation_code: B256,
     /// The logic of new applications.
     pub app_implementation: Address,
+    /// Keccak-256 of its code.
+    pub app_implementation_code: B256,
     /// Application id of the gateway.
     pub gateway_app_id: String,
     /// Images that may run.
@@ -92,6 +96,10 @@ pub async fn kms_status(
     let apps = candidates(&logs, DstackKms::AppRegistered::SIGNATURE_HASH);
     let apps =
         standing(reader, apps, |it| DstackKms::registeredAppsCall { appId: Address::from_word(it) }).await?;
+    let code =
+        async |at| endpoints.agree("code", async |it| Ok(keccak256(it.code(at, view.block()).await?))).await;
+    let (implementation, app_implementation) =
+        (reader.implementation().await?, reader.app_implementation().await?);
     Ok(KmsStatus {
         chain_id: view.chain_id,
         block: view.block(),
@@ -99,8 +107,10 @@ pub async fn kms_status(
         contract,
         owner: reader.owner().await?,
         pending_owner: reader.pending_owner().await?,
-        implementation: reader.implementation().await?,
-        app_implementation: reader.app_implementation().await?,
+        implementation,
+        implementation_code: code(implementation).await?,
+        app_implementation,
+        app_implementation_code: code(app_implementation).await?,
         gateway_app_id: reader.gateway_app_id().await?,
         images: standing(reader, images, |it| DstackKms::allowedOsImagesCall { osImageHash: it }).await?,
         kms_nodes: standing(reader, nodes, |it| DstackKms::kmsAllowedAggregatedMrsCall { mrAggregated: it })

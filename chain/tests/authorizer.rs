@@ -57,6 +57,34 @@ async fn a_registered_image_is_allowed_until_it_is_taken_back() {
     tokio::task::spawn_blocking(move || drop(chain)).await.unwrap();
 }
 
+/// What is not buried deep enough does not count yet, neither as a permission nor as its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn decisions_behind_the_head_follow_later() {
+    let Some(chain) = tokio::task::spawn_blocking(Chain::start).await.unwrap() else { return };
+    let mine = |blocks: u64| tokio::task::block_in_place(|| chain.ask("anvil_mine", json!([blocks])));
+    let run = |arguments: &[&str]| {
+        tokio::task::block_in_place(|| chain.run(&[arguments, &["--yes"]].concat()).expect(0));
+    };
+    run(&["add-hash", "--app-id", &chain.app(), ONE]);
+    mine(2);
+    let endpoints =
+        Endpoints::new(std::slice::from_ref(&chain.url), 1, Limits::default(), support::clock).unwrap();
+    let endpoints = endpoints.on_chain(LOCAL_CHAIN_ID).behind_head(2);
+    let authorizer = Authorizer::new(endpoints, chain.seeded.contracts.kms, Duration::from_secs(10));
+    let who = boot_info(chain.seeded.app);
+    for (write, before) in [("add-image", false), ("remove-image", true)] {
+        run(&[write, ONE]);
+        for blocks in [0, 1] {
+            mine(blocks);
+            let decision = authorizer.is_app_allowed(&who).await.unwrap();
+            assert_eq!(decision.is_allowed, before, "{write}, {blocks} blocks later");
+        }
+        mine(1);
+        assert_eq!(authorizer.is_app_allowed(&who).await.unwrap().is_allowed, !before, "{write}");
+    }
+    tokio::task::spawn_blocking(move || drop(chain)).await.unwrap();
+}
+
 /// A stalled backend must not hold up the KMS, and nothing is released meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn silence_is_no_decision() {

@@ -127,6 +127,10 @@ fn status_explain_and_watch_follow_what_was_registered() {
         .expect(3)
         .says("TCB status is not up to date");
 
+    // An image alone says enough about a Nitro enclave: here the app allows any device.
+    chain.run(&["explain", "--image", ONE, "--app-id", &app]).expect(0).says("allowed at block");
+    chain.run(&["explain", "--image", TWO, "--app-id", &app]).expect(3).says("OS image is not allowed");
+
     let status = chain.run(&["status", "--app-id", &app, "--json"]).expect(0).json();
     assert_eq!(status["kms"]["images"], json!([ONE]));
     assert_eq!(status["apps"][0]["composeHashes"], json!([ONE]));
@@ -164,6 +168,15 @@ fn calldata_asks_nobody() {
     let ran = chain.run_at("http://127.0.0.1:1", &["add-image", ONE, "--calldata", "--json"]).expect(0);
     assert_eq!(ran.json()["data"], format!("0x06a3ae96{}", "11".repeat(32)));
     assert_eq!(ran.json()["to"].as_str().unwrap().to_lowercase(), chain.kms().to_lowercase());
+}
+
+#[test]
+fn without_an_endpoint_the_command_says_how_to_name_one() {
+    let Some(chain) = Chain::start() else { return };
+    for arguments in [&["status"][..], &["add-image", ONE, "--yes"]] {
+        let mut command = chain.command(&chain.url, arguments);
+        support::Ran::from(command.env_remove("RPC_URL").output().unwrap()).expect(2).says("give --rpc-url");
+    }
 }
 
 #[test]

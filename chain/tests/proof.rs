@@ -167,3 +167,92 @@ async fn unknown_logic_is_not_judged() {
     assert!(error.to_string().contains("expected 0x0000"), "{error}");
     tokio::task::spawn_blocking(move || drop(chain)).await.unwrap();
 }
+
+/// A registered image, and the hashes of the code that `status` shows.
+fn registered() -> Option<(Chain, [String; 4])> {
+    let chain = Chain::start()?;
+    let image = ONE.to_string();
+    chain.run(&["add-image", &image, "--yes"]).expect(0);
+    chain.run(&["add-hash", "--app-id", &chain.app(), &image, "--yes"]).expect(0);
+    let kms = &chain.run(&["status", "--json"]).expect(0).json()["kms"];
+    let code = |name: &str| kms[name].as_str().unwrap().to_owned();
+    let code = (code("implementationCode"), code("appImplementationCode"));
+    Some((chain, ["--kms-code".to_owned(), code.0, "--app-code".to_owned(), code.1]))
+}
+
+fn boot_info_file(chain: &Chain) -> String {
+    let path = chain.folder.path().join("boot-info.json");
+    let text = json!({
+        "mrAggregated": ONE, "osImageHash": ONE, "composeHash": ONE, "appId": chain.app(), "instanceId": "", "deviceId": "",
+    });
+    std::fs::write(&path, text.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn with_code<'a>(arguments: &[&'a str], code: &'a [String; 4]) -> Vec<&'a str> {
+    arguments.iter().copied().chain(["--prove"]).chain(code.iter().map(String::as_str)).collect()
+}
+
+#[test]
+fn status_and_explain_are_proven_on_request() {
+    let Some((chain, code)) = registered() else { return };
+    let info = boot_info_file(&chain);
+    let status = chain.run(&with_code(&["status", "--app-id", &chain.app()], &code)).expect(0);
+    // One image and one app, gateway and application logic; one compose hash and two flags.
+    status.says("7 entries proven by the storage of block 0x");
+    chain.run(&with_code(&["explain", &info], &code)).expect(0).says("proven by the storage of block 0x");
+    chain.run(&["explain", &info, "--prove"]).expect(2).says("--kms-code");
+    let wrong = [code[0].clone(), TWO.to_string(), code[2].clone(), code[3].clone()];
+    let ran = chain.run(&with_code(&["explain", &info], &wrong)).expect(3);
+    ran.says(&format!("expected {TWO}")).says("hint: the endpoint lies");
+}
+
+/// Contract calls say that another image is registered and that the app may run; the storage does not.
+#[test]
+fn an_endpoint_that_lies_about_calls_is_caught_by_proofs() {
+    let Some((chain, code)) = registered() else { return };
+    let info = boot_info_file(&chain);
+    chain.run(&["remove-image", &ONE.to_string(), "--yes"]).expect(0);
+    let yes = format!("0x{:0>64}", 1);
+    let allowed = format!("0x{:0>64}{:0>64}{:0>64}", 1, 40, 0);
+    let liar = Proxy::start(&chain.url, move |_, method, params| {
+        let asked = params[0]["data"].as_str().unwrap_or_default();
+        match method {
+            "eth_call" if asked.starts_with("0x9a4e1d18") => Act::Result(json!(yes)),
+            "eth_call" if asked.starts_with("0x1e079198") => Act::Result(json!(allowed)),
+            _ => Act::Forward,
+        }
+    });
+    chain.run_at(&liar.url, &["explain", &info]).expect(0).says("allowed at block");
+    let ran = chain.run_at(&liar.url, &with_code(&["explain", &info], &code)).expect(3);
+    ran.says("the decision is not proven").says("OS image is not allowed");
+    chain.run_at(&liar.url, &["status"]).expect(0).says(&ONE.to_string());
+    let ran = chain.run_at(&liar.url, &with_code(&["status"], &code)).expect(3);
+    ran.says(&format!("its storage does not hold {ONE}"));
+}
+
+#[test]
+fn a_given_block_is_read_and_its_header_proven() {
+    let Some((chain, code)) = registered() else { return };
+    let info = boot_info_file(&chain);
+    let block = chain.ask("eth_getBlockByNumber", json!(["latest", false]));
+    let hash = block["hash"].as_str().unwrap().to_owned();
+    chain.run(&["remove-image", &ONE.to_string(), "--yes"]).expect(0);
+    let at = ["explain", &info, "--block-hash", &hash];
+    chain.run(&with_code(&at, &code)).expect(0).says(&format!("proven by the storage of block {hash}"));
+    chain.run(&with_code(&["explain", &info], &code)).expect(3).says("OS image is not allowed");
+    // Another header in its place: the same state root, another time.
+    let liar = Proxy::start(&chain.url, move |_, method, _| match method {
+        "eth_getBlockByHash" => {
+            let mut other = block.clone();
+            other["timestamp"] = json!("0x1");
+            Act::Result(other)
+        }
+        _ => Act::Forward,
+    });
+    let ran = chain.run_at(&liar.url, &with_code(&at, &code)).expect(3);
+    ran.says(&format!("the header of block {hash} is not proven")).says("the header that came has the hash");
+    let unknown = ["explain", &info, "--block-hash", &TWO.to_string()].map(str::to_owned);
+    let unknown: Vec<&str> = unknown.iter().map(String::as_str).collect();
+    chain.run(&with_code(&unknown, &code)).expect(4).says("no block");
+}

@@ -3,8 +3,22 @@ use std::path::PathBuf;
 use alloy::primitives::{Address, B256};
 use clap::{Args, Subcommand};
 
+use crate::keys::KeySource;
+
+const EXAMPLES: &str = "\
+Examples:
+  export RPC_URL=https://… KMS_CONTRACT_ADDR=0x… PRIVATE_KEY=…   # or --keystore, --aws-kms, --gcp-kms
+  keyferry chain doctor                                  what the endpoint can do
+  keyferry chain create-app --hash $OS_IMAGE_HASH --device $DEVICE_ID
+  keyferry chain add-image $OS_IMAGE_HASH                on the KMS contract
+  keyferry chain add-hash --app-id $APP_ID $OS_IMAGE_HASH    on the app; for Nitro the same value
+  keyferry chain status --app-id $APP_ID
+  keyferry chain explain --image $OS_IMAGE_HASH --app-id $APP_ID
+  keyferry chain add-image $OS_IMAGE_HASH --calldata     for a multisig";
+
 /// Registration and authorisation on the dstack contracts.
 #[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
 pub enum Command {
     /// Deploy a KMS contract behind its proxy, and the logic of its applications.
     Deploy(Deploy),
@@ -59,15 +73,9 @@ pub enum Command {
 /// Which chain, through whom.
 #[derive(Args, Debug, Clone)]
 pub struct Network {
-    /// JSON-RPC endpoint; several are asked at the same time.
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "RPC_URL",
-        hide_env_values = true,
-        value_delimiter = ',',
-        required = true
-    )]
+    /// JSON-RPC endpoint; several are asked at the same time, and all are given a transaction. Needed for everything but
+    /// --calldata.
+    #[arg(long, value_name = "URL", env = "RPC_URL", hide_env_values = true, value_delimiter = ',')]
     pub rpc_url: Vec<String>,
     /// How many endpoints must agree on every answer; without it, more than half of them.
     #[arg(long, value_name = "COUNT")]
@@ -81,6 +89,27 @@ pub struct Network {
     /// Seconds the newest block may be old.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub max_head_age: u64,
+}
+
+/// Which block, and whom to believe about it.
+#[derive(Args, Debug, Clone)]
+pub struct Reading {
+    /// Read so many blocks behind the newest, which a short reorganisation does not take back.
+    #[arg(long, value_name = "BLOCKS", default_value_t = 0)]
+    pub behind_head: u64,
+    /// Prove what is shown from storage (eth_getProof) instead of believing the endpoints about it; needs the hashes
+    /// of the known code, which `status` shows.
+    #[arg(long, requires_all = ["kms_code", "app_code"])]
+    pub prove: bool,
+    /// Keccak-256 of the code behind the KMS contract, from a source you trust.
+    #[arg(long, value_name = "HASH", env = "KMS_CODE_HASH")]
+    pub kms_code: Option<B256>,
+    /// Keccak-256 of the code behind the applications, from a source you trust.
+    #[arg(long, value_name = "HASH", env = "APP_CODE_HASH")]
+    pub app_code: Option<B256>,
+    /// Read at the block with this hash, for example from a light client; its header is proven too.
+    #[arg(long, value_name = "HASH", requires = "prove", conflicts_with = "behind_head")]
+    pub block_hash: Option<B256>,
 }
 
 /// The KMS contract.
@@ -103,16 +132,9 @@ pub struct App {
 #[derive(Args, Debug, Clone)]
 pub struct Writing {
     #[command(flatten)]
-    pub network: NetworkForWrites,
-    /// Encrypted JSON keystore with the signing key.
-    #[arg(long, value_name = "FILE", env = "KEYSTORE")]
-    pub keystore: Option<PathBuf>,
-    /// File whose first line is the keystore's password; asked for on the terminal without it.
-    #[arg(long, value_name = "FILE", requires = "keystore")]
-    pub password_file: Option<PathBuf>,
-    /// Environment variable with the signing key in hex, for when there is no keystore.
-    #[arg(long, value_name = "NAME", default_value = "PRIVATE_KEY")]
-    pub key_env: String,
+    pub network: Network,
+    #[command(flatten)]
+    pub key: Key,
     /// Do not ask; needed without a terminal.
     #[arg(long, short)]
     pub yes: bool,
@@ -142,31 +164,41 @@ pub struct Writing {
     pub json: bool,
 }
 
-/// [`Network`] whose endpoint may be missing, since `--calldata` needs none.
+/// Where the signing key is. Without any of these it is in the environment variable PRIVATE_KEY.
 #[derive(Args, Debug, Clone)]
-pub struct NetworkForWrites {
-    /// JSON-RPC endpoint; several are asked at the same time, and all are given the transaction.
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "RPC_URL",
-        hide_env_values = true,
-        value_delimiter = ',',
-        required_unless_present = "calldata"
-    )]
-    pub rpc_url: Vec<String>,
-    /// How many endpoints must agree on every answer; without it, more than half of them.
-    #[arg(long, value_name = "COUNT")]
-    pub agree: Option<usize>,
-    /// Refuse endpoints of any other chain.
-    #[arg(long, value_name = "ID", env = "CHAIN_ID")]
-    pub chain_id: Option<u64>,
-    /// Seconds for one request.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
-    pub timeout: u64,
-    /// Seconds the newest block may be old.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub max_head_age: u64,
+pub struct Key {
+    /// Encrypted JSON keystore with the signing key.
+    #[arg(long, value_name = "FILE", env = "KEYSTORE", group = "signer")]
+    pub keystore: Option<PathBuf>,
+    /// File whose first line is the keystore's password; asked for on the terminal without it.
+    #[arg(long, value_name = "FILE", requires = "keystore")]
+    pub password_file: Option<PathBuf>,
+    /// Sign with this key of AWS KMS (id, ARN or alias; kind ECC_SECG_P256K1).
+    #[arg(long, value_name = "KEY", group = "signer")]
+    pub aws_kms: Option<String>,
+    /// Sign with this key version of Google's Cloud KMS (projects/…/cryptoKeyVersions/N; EC_SIGN_SECP256K1_SHA256).
+    #[arg(long, value_name = "NAME", group = "signer")]
+    pub gcp_kms: Option<String>,
+    /// Sign with this account of a Ledger at this machine; needs a build with the feature `ledger`.
+    #[arg(long, value_name = "ACCOUNT", group = "signer", num_args = 0..=1, default_missing_value = "0")]
+    pub ledger: Option<usize>,
+    /// Environment variable with the signing key in hex, for when it is nowhere else.
+    #[arg(long, value_name = "NAME", default_value = "PRIVATE_KEY")]
+    pub key_env: String,
+}
+
+impl Key {
+    /// The one place that was named.
+    pub fn source(&self) -> KeySource {
+        let Self { keystore, password_file, aws_kms, gcp_kms, ledger, key_env } = self.clone();
+        match (keystore, aws_kms, gcp_kms, ledger) {
+            (Some(file), ..) => KeySource::Keystore { file, password: password_file },
+            (_, Some(id), ..) => KeySource::AwsKms { id },
+            (_, _, Some(name), _) => KeySource::GcpKms { name },
+            (.., Some(account)) => KeySource::Ledger { account },
+            _ => KeySource::Environment { name: key_env },
+        }
+    }
 }
 
 /// A write to the KMS contract.
@@ -286,7 +318,8 @@ pub struct CreateApp {
     /// First compose hash; for Nitro it is OS_IMAGE_HASH.
     #[arg(long, value_name = "HASH")]
     pub hash: Option<B256>,
-    /// First device.
+    /// First device. A KMS derives the same one for every Nitro enclave:
+    /// 0xde7d1b721a1e0632b7cf04edf5032c8ecffa9f9a08492152b926f1a5a7e765d7.
     #[arg(long, value_name = "ID")]
     pub device: Option<B256>,
     /// Any device may run it (needs --danger).
@@ -329,6 +362,8 @@ pub struct Status {
     #[command(flatten)]
     pub network: Network,
     #[command(flatten)]
+    pub reading: Reading,
+    #[command(flatten)]
     pub kms: Kms,
     /// Show this application too.
     #[arg(long, value_name = "ADDRESS")]
@@ -346,9 +381,12 @@ pub struct Status {
 pub struct Explain {
     /// Boot info as JSON (the body of the authorisation webhook), or an NSM attestation document. `-` for standard
     /// input.
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Application id, for an attestation document: it does not name one.
+    #[arg(value_name = "FILE", required_unless_present = "image")]
+    pub file: Option<PathBuf>,
+    /// Ask about a Nitro enclave with this OS_IMAGE_HASH instead of a file.
+    #[arg(long, value_name = "HASH", conflicts_with = "file", requires = "app_id")]
+    pub image: Option<B256>,
+    /// Application id; an image and an attestation document name none.
     #[arg(long, value_name = "ADDRESS")]
     pub app_id: Option<Address>,
     /// Ask as a KMS instead of an application.
@@ -356,6 +394,8 @@ pub struct Explain {
     pub as_kms: bool,
     #[command(flatten)]
     pub network: Network,
+    #[command(flatten)]
+    pub reading: Reading,
     #[command(flatten)]
     pub kms: Kms,
     /// Print one JSON document.

@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Local;
 use super::{now, print_json, printed, variable};
-use crate::local::{DEVELOPMENT_KEY, LocalChain, find_anvil, not_found, seed};
+use crate::local::{DEVELOPMENT_KEY, LocalChain, find_anvil, not_found, owner, seed};
 use crate::{Error, LOCAL_CHAIN_ID, Result};
 
 /// Runs until it is told to end.
@@ -17,7 +17,7 @@ pub(super) async fn run(it: Local, out: &mut dyn Write) -> Result<Exit, Failure>
     let mut chain = LocalChain::start(&anvil, it.port, &[]).await?;
     // The chain begins anew each time, so its journal need not outlive it.
     let journal = std::env::temp_dir().join(format!("keyferry-local-chain-{}", std::process::id()));
-    let seeded = seed(chain.url(), &journal, it.image, now).await;
+    let seeded = async { seed(&mut owner(chain.url(), &journal, now).await?, it.image).await }.await;
     std::fs::remove_dir_all(&journal).map_err(failed)?;
     let seeded = seeded?;
     let document = json!({
@@ -36,16 +36,14 @@ pub(super) async fn run(it: Local, out: &mut dyn Write) -> Result<Exit, Failure>
     }
     match it.json {
         true => printed(print_json(out, document))?,
-        false => printed(
-            writeln!(
-                out,
-                "RPC_URL={}\nKMS_CONTRACT_ADDR={}\nAPP_ID={}\nPRIVATE_KEY={DEVELOPMENT_KEY}",
-                chain.url(),
-                seeded.contracts.kms,
-                hex::encode(seeded.app)
-            )
-            .and_then(|()| out.flush()),
-        )?,
+        false => {
+            let (url, kms, app) = (chain.url(), seeded.contracts.kms, hex::encode(seeded.app));
+            let facts = format!(
+                "RPC_URL={url}\nKMS_CONTRACT_ADDR={kms}\nAPP_ID={app}\nPRIVATE_KEY={DEVELOPMENT_KEY}"
+            );
+            let ready = format!("listening on tcp:{}", url.trim_start_matches("http://"));
+            printed(writeln!(out, "{facts}\n{ready}").and_then(|()| out.flush()))?
+        }
     };
     tracing::info!(
         "the local chain runs until this command is ended; the key is public and worth nothing elsewhere"

@@ -9,10 +9,9 @@ use command_line::{Exit, Failure};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::args::{Command, CreateApp, Deploy, NetworkForWrites, OnEither, Settle, Writing};
+use super::args::{Command, CreateApp, Deploy, OnEither, Settle, Writing};
 use super::{args, endpoints, print_json, printed, variable};
 use crate::abi::KmsInfo;
-use crate::keys::{AnySigner, KeySource};
 use crate::write::operations::{self, Danger, NewApp};
 use crate::write::{
     Artifacts, Deployment, FeeCaps, Operation, Outcome, Plan, Sender, SenderConfig, default_folder, deploy,
@@ -193,17 +192,10 @@ async fn settle(it: Settle, out: &mut dyn Write) -> Result<Exit, Failure> {
 
 /// Opens the account: key, endpoints, journal.
 async fn open(writing: &Writing) -> Result<Sender> {
-    let source = match &writing.keystore {
-        Some(file) => KeySource::Keystore { file: file.clone(), password: writing.password_file.clone() },
-        None => KeySource::Environment { name: writing.key_env.clone() },
-    };
-    let loaded = tokio::task::spawn_blocking(move || -> Result<AnySigner> {
-        source.load(variable, || rpassword::prompt_password("password of the keystore: ").map(Zeroizing::new))
-    });
-    let signer = loaded
-        .await
-        .map_err(|error| Error::Key { from: "signing key".to_owned(), problem: error.to_string() })??;
-    let endpoints = endpoints(&network(&writing.network))?;
+    let ask = || rpassword::prompt_password("password of the keystore: ").map(Zeroizing::new);
+    let timeout = Duration::from_secs(writing.network.timeout);
+    let signer = writing.key.source().load(variable, ask, timeout).await?;
+    let endpoints = endpoints(&writing.network)?;
     let chain_id = endpoints.view().await?.chain_id;
     let folder: PathBuf = match &writing.journal {
         Some(folder) => folder.clone(),
@@ -220,16 +212,6 @@ async fn open(writing: &Writing) -> Result<Sender> {
         poll: if local { Duration::from_millis(50) } else { Duration::from_secs(1) },
     };
     Sender::open(endpoints, signer, &folder, config).await
-}
-
-fn network(it: &NetworkForWrites) -> args::Network {
-    args::Network {
-        rpc_url: it.rpc_url.clone(),
-        agree: it.agree,
-        chain_id: it.chain_id,
-        timeout: it.timeout,
-        max_head_age: it.max_head_age,
-    }
 }
 
 /// Plans, shows, asks, executes.

@@ -2,8 +2,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256, Bytes, U64, U256};
+use alloy::rpc::types::Header;
 use kms_protocol::wire::webhook::bounded_reason;
-use reqwest::{Client, StatusCode, Url, redirect};
+use reqwest::{Client, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::revert::Revert;
 use crate::rpc::{Head, Log, Receipt};
-use crate::{Error, Result};
+use crate::{Error, Result, http};
 
 /// What one request may cost.
 #[derive(Clone, Copy, Debug)]
@@ -84,14 +85,7 @@ impl Endpoint {
         }
         let port = url.port().map(|it| format!(":{it}")).unwrap_or_default();
         let name = format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default());
-        // A redirect could lead to a private address or strip TLS; endpoints do not need them.
-        let client = Client::builder()
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .connect_timeout(limits.deadline)
-            .user_agent(concat!("keyferry/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(Error::HttpClient)?;
+        let client = http::client(limits.deadline).map_err(Error::HttpClient)?;
         Ok(Self { url, name, client, limits, next_id: AtomicU64::new(1), chain_id: OnceCell::new() })
     }
 
@@ -140,19 +134,13 @@ impl Endpoint {
         };
         let request =
             self.client.post(self.url.clone()).header("content-type", "application/json").body(body);
-        let mut response = request.send().await.map_err(unreachable)?;
-        let mut answer = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if answer.len() + chunk.len() > self.limits.answer {
-                return Err(Error::TooLarge {
-                    endpoint: self.name.clone(),
-                    method,
-                    limit: self.limits.answer,
-                });
-            }
-            answer.extend_from_slice(&chunk);
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status();
+        let limit = self.limits.answer;
+        match http::body(response, limit).await.map_err(unreachable)? {
+            Some(answer) => Ok((status, answer)),
+            None => Err(Error::TooLarge { endpoint: self.name.clone(), method, limit }),
         }
-        Ok((response.status(), answer))
     }
 
     fn http_error(&self, method: &'static str, status: StatusCode, body: &[u8]) -> Error {
@@ -230,6 +218,35 @@ impl Endpoint {
             endpoint: self.name.clone(),
             method,
             message: format!("no block {which}"),
+        })
+    }
+
+    /// The block with this hash. The hash is computed from the header that comes, so the endpoint is not believed.
+    ///
+    /// # Errors
+    /// [`Error::Proof`] when the header has another hash; [`Error::StateMissing`] when it is not there; see
+    /// [`Endpoint::request`].
+    pub async fn block_with_hash(&self, hash: B256) -> Result<Head> {
+        let method = "eth_getBlockByHash";
+        let header: Option<Header> = self.request(method, json!([hash, false])).await?;
+        let Some(Header { inner: header, .. }) = header else {
+            let message = format!("no block {hash}");
+            return Err(Error::StateMissing { endpoint: self.name.clone(), method, message });
+        };
+        let actual = header.hash_slow();
+        if actual != hash {
+            return Err(Error::Proof {
+                what: format!("the header of block {hash}"),
+                endpoint: self.name.clone(),
+                problem: format!("the header that came has the hash {actual}"),
+            });
+        }
+        Ok(Head {
+            number: U64::from(header.number),
+            hash,
+            state_root: header.state_root,
+            timestamp: U64::from(header.timestamp),
+            base_fee_per_gas: header.base_fee_per_gas.map(U256::from),
         })
     }
 

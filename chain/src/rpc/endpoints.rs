@@ -26,6 +26,7 @@ pub struct Endpoints {
     agreement: usize,
     expected_chain: Option<u64>,
     max_head_age: Duration,
+    behind_head: u64,
     clock: Clock,
 }
 
@@ -55,7 +56,8 @@ impl Endpoints {
             return Err(Error::Agreement { wanted: agreement, endpoints: addresses.len() });
         }
         let all = addresses.iter().map(|it| Endpoint::new(it, limits)).collect::<Result<_>>()?;
-        Ok(Self { all, agreement, expected_chain: None, max_head_age: Duration::from_secs(300), clock })
+        let max_head_age = Duration::from_secs(300);
+        Ok(Self { all, agreement, expected_chain: None, max_head_age, behind_head: 0, clock })
     }
 
     /// Refuses endpoints of any other chain.
@@ -70,6 +72,14 @@ impl Endpoints {
     #[must_use]
     pub fn with_max_head_age(mut self, age: Duration) -> Self {
         self.max_head_age = age;
+        self
+    }
+
+    /// Reads so many blocks behind the newest: what is read there, a short reorganisation no longer takes back. What was
+    /// just changed shows that much later. 0 without this.
+    #[must_use]
+    pub fn behind_head(mut self, blocks: u64) -> Self {
+        self.behind_head = blocks;
         self
     }
 
@@ -151,7 +161,7 @@ impl Endpoints {
         }
     }
 
-    /// The newest block that enough endpoints have and agree on.
+    /// The block to read at: the newest that enough endpoints have and agree on, or one [behind](Self::behind_head) it.
     ///
     /// Heads differ by a block or two between honest endpoints, so the lowest of the first that answer is taken, and
     /// its header asked for again: then a single endpoint that lies about its height cannot turn the clock back.
@@ -183,24 +193,72 @@ impl Endpoints {
                 answers: format!("{chain_id}; {other}"),
             });
         }
-        if heads.iter().all(|(_, head)| head.hash == lowest.hash) {
-            return Ok(View { chain_id, head: lowest });
-        }
-        let number = format!("{:#x}", lowest.number);
-        let head = self.agree("the newest common block", |it| it.block(&number)).await?;
-        self.check_age("the agreed endpoints", chain_id, &head)?;
+        let newest = match heads.iter().all(|(_, head)| head.hash == lowest.hash) {
+            true => lowest,
+            false => {
+                let head = self.agreed_block("the newest common block", lowest.number.to()).await?;
+                self.check_age("the agreed endpoints", chain_id, &head)?;
+                head
+            }
+        };
+        let head = match self.behind_head {
+            0 => newest,
+            blocks => {
+                let number = newest.number.to::<u64>().saturating_sub(blocks);
+                self.agreed_block("a block behind the newest", number).await?
+            }
+        };
         Ok(View { chain_id, head })
     }
 
-    async fn head_of(&self, endpoint: &Endpoint) -> Result<(u64, Head)> {
-        let chain_id = patiently(|| endpoint.chain_id()).await?;
-        if let Some(expected) = self.expected_chain.filter(|expected| *expected != chain_id) {
-            return Err(Error::WrongChain {
-                endpoint: endpoint.name().to_owned(),
-                expected,
-                actual: chain_id,
-            });
+    /// The block with this hash, from the first endpoint that has it: the hash proves the header. How old it may be, the
+    /// one who gives the hash has to know.
+    ///
+    /// # Errors
+    /// [`Error::WrongChain`], and see [`Endpoint::block_with_hash`].
+    pub async fn view_of(&self, hash: B256) -> Result<View> {
+        let chain_id = self.agree("the chain", |it| self.chain_of(it)).await?;
+        let head = self.first_success(async |it| it.block_with_hash(hash).await).await?;
+        Ok(View { chain_id, head })
+    }
+
+    /// Asks every endpoint and returns the first success: for answers that prove themselves. Cancel safe.
+    ///
+    /// # Errors
+    /// The last endpoint's error.
+    pub(crate) async fn first_success<'a, T, F, A>(&'a self, ask: F) -> Result<T>
+    where
+        F: Fn(&'a Endpoint) -> A,
+        A: Future<Output = Result<T>>,
+    {
+        let mut open: FuturesUnordered<_> = self.all.iter().map(|it| patiently(|| ask(it))).collect();
+        let mut last = Error::Agreement { wanted: 1, endpoints: 0 };
+        while let Some(answer) = open.next().await {
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
         }
+        Err(last)
+    }
+
+    async fn agreed_block(&self, what: &str, number: u64) -> Result<Head> {
+        let number = format!("{number:#x}");
+        self.agree(what, |it| it.block(&number)).await
+    }
+
+    async fn chain_of(&self, endpoint: &Endpoint) -> Result<u64> {
+        let actual = endpoint.chain_id().await?;
+        match self.expected_chain {
+            Some(expected) if expected != actual => {
+                Err(Error::WrongChain { endpoint: endpoint.name().to_owned(), expected, actual })
+            }
+            _ => Ok(actual),
+        }
+    }
+
+    async fn head_of(&self, endpoint: &Endpoint) -> Result<(u64, Head)> {
+        let chain_id = patiently(|| self.chain_of(endpoint)).await?;
         let head = patiently(|| endpoint.head()).await?;
         self.check_age(endpoint.name(), chain_id, &head)?;
         Ok((chain_id, head))

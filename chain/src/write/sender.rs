@@ -4,13 +4,13 @@ use std::time::Duration;
 use alloy::consensus::{SignableTransaction, TxEip1559, TxEnvelope};
 use alloy::eips::eip2718::{Decodable2718, Encodable2718};
 use alloy::primitives::{Address, B256, Bytes, TxKind, U64, U256, hex};
-use alloy::signers::Signer;
 use alloy::sol_types::SolEvent;
 use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::abi::DstackKms;
+use crate::keys::AnySigner;
 use crate::rpc::{Endpoint, Endpoints, Receipt, View, patiently};
 use crate::write::fees::{self, FeeCaps, Fees};
 use crate::write::journal::{End, Sent};
@@ -112,7 +112,7 @@ impl Outcome {
 /// One account on one chain, and the journal of what it sends.
 pub struct Sender {
     endpoints: Endpoints,
-    signer: Box<dyn Signer + Send + Sync>,
+    signer: AnySigner,
     journal: Journal,
     config: SenderConfig,
     chain_id: u64,
@@ -133,7 +133,7 @@ impl Sender {
     /// See [`Journal::open`] and [`Endpoints::view`].
     pub async fn open(
         endpoints: Endpoints,
-        signer: Box<dyn Signer + Send + Sync>,
+        signer: AnySigner,
         folder: &Path,
         config: SenderConfig,
     ) -> Result<Self> {
@@ -302,8 +302,8 @@ impl Sender {
         self.read_back(operation, hash).await
     }
 
-    async fn sign(&mut self, operation: B256, what: &str, transaction: TxEip1559) -> Result<B256> {
-        let signature = self.signer.sign_hash(&transaction.signature_hash()).await.map_err(Error::Sign)?;
+    async fn sign(&mut self, operation: B256, what: &str, mut transaction: TxEip1559) -> Result<B256> {
+        let signature = self.signer.sign_transaction(&mut transaction).await.map_err(Error::signing)?;
         let nonce = transaction.nonce;
         let signed = transaction.into_signed(signature);
         let hash = *signed.hash();

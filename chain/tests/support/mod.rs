@@ -15,7 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use chain::local::{DEVELOPMENT_KEY, LocalChain, Seeded, find_anvil, in_node_modules, seed};
+use chain::local::{DEVELOPMENT_KEY, LocalChain, Seeded, find_anvil, in_node_modules, owner, seed};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -52,7 +52,8 @@ impl Chain {
         let folder = tempfile::tempdir().unwrap();
         let (anvil, seeded) = runtime.block_on(async {
             let chain = LocalChain::start(&anvil, 0, &[]).await.unwrap();
-            let seeded = seed(chain.url(), folder.path(), None, clock).await.unwrap();
+            let mut owner = owner(chain.url(), folder.path(), clock).await.unwrap();
+            let seeded = seed(&mut owner, None).await.unwrap();
             (chain, seeded)
         });
         Some(Self { url: anvil.url().to_owned(), seeded, folder, _anvil: anvil, _runtime: runtime })
@@ -200,7 +201,7 @@ impl Proxy {
     }
 }
 
-/// One request per connection. A peer that went away is what some tests are about, so its errors end it quietly.
+/// One request per connection.
 fn serve(
     mut stream: TcpStream,
     upstream: &str,
@@ -208,7 +209,7 @@ fn serve(
     victim: &Mutex<Option<Child>>,
     script: &Mutex<Script>,
 ) -> Option<()> {
-    let body = read_body(&stream)?;
+    let body = read_message(&stream)?.body;
     let request: Value = serde_json::from_slice(&body).ok()?;
     let method = request["method"].as_str()?.to_owned();
     let act = {
@@ -245,13 +246,20 @@ fn serve(
             return None;
         }
     };
-    let head =
-        format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", answer.len());
-    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&answer)).ok()
+    reply(&mut stream, status, &answer)
 }
 
-fn read_body(stream: &TcpStream) -> Option<Vec<u8>> {
+/// A request or an answer: its first line, its headers with names in lower case, its body.
+pub(crate) struct Message {
+    pub(crate) first_line: String,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: Vec<u8>,
+}
+
+fn read_message(stream: &TcpStream) -> Option<Message> {
     let mut reader = BufReader::new(stream);
+    let mut first_line = String::new();
+    reader.read_line(&mut first_line).ok()?;
     let mut headers = HashMap::new();
     let mut line = String::new();
     while reader.read_line(&mut line).ok()? > 2 {
@@ -260,20 +268,55 @@ fn read_body(stream: &TcpStream) -> Option<Vec<u8>> {
         }
         line.clear();
     }
-    let mut body = vec![0; headers.get("content-length")?.parse().ok()?];
+    let mut body = vec![0; headers.get("content-length").map_or(Ok(0), |it| it.parse()).ok()?];
     reader.read_exact(&mut body).ok()?;
-    Some(body)
+    Some(Message { first_line: first_line.trim_end().to_owned(), headers, body })
+}
+
+/// An HTTP service that answers with a status and a JSON body; `None` is silence. It lives until the test ends.
+pub(crate) fn service(answer: impl Fn(&Message) -> Option<(u16, Value)> + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer = Arc::new(answer);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
+            thread::spawn(move || {
+                let asked = read_message(&stream)?;
+                match answer(&asked) {
+                    Some((status, body)) => reply(&mut stream, status, body.to_string().as_bytes()),
+                    None => stream.read_to_end(&mut Vec::new()).map(drop).ok(),
+                }
+            });
+        }
+    });
+    url
+}
+
+/// A peer that went away is what some tests are about, so its errors end it quietly.
+fn reply(stream: &mut TcpStream, status: u16, body: &[u8]) -> Option<()> {
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).ok()
 }
 
 /// Posts to `http://HOST:PORT` and gives the body of the answer.
 fn post(url: &str, body: &[u8]) -> Vec<u8> {
+    send(url, &[("content-type", "application/json")], body)
+}
+
+/// Posts with headers of one's own.
+pub(crate) fn send(url: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let host = url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(host).unwrap();
-    let head = format!(
-        "POST / HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
+    let mut head = format!("POST / HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("connection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(body).unwrap();
-    read_body(&stream).unwrap()
+    read_message(&stream).unwrap().body
 }
