@@ -7,8 +7,8 @@ use command_line::{Exit, Failure};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::authorise::policy::Policy;
-use crate::config::{AuthoriserConfig, Config, Loaded};
+use crate::authorise;
+use crate::config::{Config, Loaded};
 use crate::server::{Server, StartError};
 use crate::store::{self, Domain, Store};
 
@@ -83,9 +83,7 @@ async fn serve(arguments: Serve, shutdown: CancellationToken) -> Result<(), Fail
 
 fn check(arguments: Check) -> Result<(), Failure> {
     let Loaded { config, warnings, files } = load(arguments.config)?;
-    if let AuthoriserConfig::Policy { file } = &config.authoriser {
-        Policy::load(file).map_err(|error| Failure::new(Exit::Usage, error))?;
-    }
+    authorise::from_config(config.authoriser).map_err(|error| Failure::new(Exit::Usage, error))?;
     for file in files {
         info!(file = %file.display(), "read settings");
     }

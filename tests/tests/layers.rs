@@ -60,6 +60,22 @@ fn layer_0_reaches_no_runtime_and_no_socket() {
     }
 }
 
+/// A KMS only reads contracts: nothing that signs, deploys or asks a cloud belongs into its program.
+#[test]
+fn the_kms_is_built_without_signing_services() {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--package", "kms-server", "--edges", "normal", "--prefix", "none"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).unwrap();
+    assert!(tree.lines().any(|line| line.starts_with("chain ")), "{tree}");
+    for forbidden in ["alloy-signer-local ", "aws-config ", "aws-sdk-kms ", "gcp_auth "] {
+        assert!(!tree.lines().any(|line| line.starts_with(forbidden)), "kms-server reaches {forbidden}");
+    }
+}
+
 fn layer(name: &str) -> u8 {
     LAYERS.iter().find(|(listed, _)| *listed == name).map(|(_, layer)| *layer).unwrap()
 }

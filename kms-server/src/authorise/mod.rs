@@ -9,9 +9,11 @@
 //! | `core.auth_api.type` | authoriser |
 //! | --- | --- |
 //! | `webhook` | [`webhook`]: the service at an address, by upstream's contract |
+//! | `chain` | [`chain`]: the contracts on a chain, asked directly |
 //! | `policy` | [`policy`]: the rules in a file |
 //! | `dev` | everything is allowed; shown to every client |
 
+pub mod chain;
 pub(crate) mod decider;
 pub mod policy;
 pub mod webhook;
@@ -136,6 +138,9 @@ pub enum Error {
     /// The policy cannot be used.
     #[error("the policy cannot be used")]
     Policy(#[from] policy::PolicyError),
+    /// The chain cannot be asked as configured.
+    #[error("the chain cannot be asked")]
+    Chain(#[from] ::chain::Error),
 }
 
 /// The authoriser that the settings ask for. Reads files, so it belongs on a blocking thread.
@@ -146,6 +151,7 @@ pub enum Error {
 pub fn from_config(config: AuthoriserConfig) -> Result<Box<dyn Authoriser>, Error> {
     Ok(match config {
         AuthoriserConfig::Webhook { url, timeout } => Box::new(webhook::Webhook::new(url, timeout)),
+        AuthoriserConfig::Chain(config) => Box::new(chain::OnChain::new(&config)?),
         AuthoriserConfig::Policy { file } => Box::new(policy::Policy::load(&file)?),
         AuthoriserConfig::DangerAllowAll { gateway_app_id } => Box::new(DangerAllowAll { gateway_app_id }),
     })

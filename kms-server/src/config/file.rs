@@ -158,6 +158,7 @@ pub(super) struct AuthApi {
     pub(super) kind: String,
     pub(super) decision_cache: String,
     pub(super) webhook: Webhook,
+    pub(super) chain: Chain,
     pub(super) policy: Policy,
     pub(super) dev: Dev,
     pub(super) danger_allow_dev: bool,
@@ -169,6 +170,7 @@ impl Default for AuthApi {
             kind: "webhook".into(),
             decision_cache: "0s".into(),
             webhook: Webhook::default(),
+            chain: Chain::default(),
             policy: Policy::default(),
             dev: Dev::default(),
             danger_allow_dev: false,
@@ -186,6 +188,44 @@ pub(super) struct Webhook {
 impl Default for Webhook {
     fn default() -> Self {
         Self { url: "http://auth-api:8000".into(), timeout: "10s".into() }
+    }
+}
+
+/// A misspelt key here could mean fewer endpoints or no proofs, so there are no unknown ones.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Chain {
+    pub(super) rpc_urls: Vec<String>,
+    pub(super) agree: Option<usize>,
+    pub(super) chain_id: Option<u64>,
+    pub(super) kms_contract: String,
+    pub(super) timeout: String,
+    pub(super) max_head_age: String,
+    pub(super) behind_head: u64,
+    pub(super) kms_code: Option<String>,
+    pub(super) app_code: Option<String>,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self {
+            rpc_urls: Vec::new(),
+            agree: None,
+            chain_id: None,
+            kms_contract: String::new(),
+            timeout: "10s".into(),
+            max_head_age: "5m".into(),
+            behind_head: 0,
+            kms_code: None,
+            app_code: None,
+        }
+    }
+}
+
+/// The addresses often hold access keys.
+impl std::fmt::Debug for Chain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chain").field("kms_contract", &self.kms_contract).finish_non_exhaustive()
     }
 }
 

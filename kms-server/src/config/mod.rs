@@ -5,6 +5,7 @@
 //! and `[core.server]` they are errors. A setting that asks for a check which this version cannot make is an error
 //! too: silence would look like the check.
 
+mod chain;
 mod file;
 mod units;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::SealedRelease;
+use crate::authorise::chain::ChainConfig;
 use crate::authorise::webhook::WebhookUrl;
 use crate::store::Domain;
 use crate::text::one_line;
@@ -62,6 +64,8 @@ pub enum AuthoriserConfig {
         /// How long it may take to answer.
         timeout: Duration,
     },
+    /// The contracts on a chain.
+    Chain(ChainConfig),
     /// A file of rules.
     Policy {
         /// Where it is.
@@ -445,6 +449,7 @@ fn authoriser(settings: &file::AuthApi, warnings: &mut Vec<String>) -> Result<Au
             let timeout = duration("core.auth_api.webhook.timeout", &settings.webhook.timeout)?;
             Ok(AuthoriserConfig::Webhook { url, timeout })
         }
+        "chain" => chain::check(&settings.chain).map(AuthoriserConfig::Chain),
         "policy" => match &settings.policy.file {
             Some(file) => Ok(AuthoriserConfig::Policy { file: file.clone() }),
             None => Err(ConfigError::Value {
@@ -468,7 +473,7 @@ fn authoriser(settings: &file::AuthApi, warnings: &mut Vec<String>) -> Result<Au
         other => Err(ConfigError::Value {
             key: "core.auth_api.type",
             actual: other.to_owned(),
-            expected: "webhook, policy or dev",
+            expected: "webhook, chain, policy or dev",
         }),
     }
 }

@@ -149,3 +149,41 @@ fn messages_of_parsers_stay_on_one_line() {
         assert!(!refuse(text).contains('\n'), "{text}");
     }
 }
+
+const ON_CHAIN: &str = "[core.auth_api]\ntype = \"chain\"\n[core.auth_api.chain]\n\
+     rpc_urls = [\"https://one.example/SECRET\", \"https://two.example\", \"https://three.example\"]\nchain_id = 8453\n\
+     kms_contract = \"0x5fbdb2315678afecb367f032d93f642f64180aa3\"\n";
+
+#[test]
+fn contracts_are_asked_as_configured() {
+    let AuthoriserConfig::Chain(chain) = load(ON_CHAIN).0.authoriser else { panic!("another authoriser") };
+    assert_eq!((chain.rpc_urls.count(), chain.agree, chain.chain_id), (3, 2, 8453));
+    assert_eq!((chain.behind_head, chain.proven_by), (0, None));
+    let code =
+        format!("agree = 3\nbehind_head = 2\nkms_code = \"{0}\"\napp_code = \"0x{0}\"\n", "11".repeat(32));
+    let AuthoriserConfig::Chain(chain) = load(&format!("{ON_CHAIN}{code}")).0.authoriser else {
+        panic!("another authoriser")
+    };
+    assert_eq!((chain.agree, chain.behind_head), (3, 2));
+    assert!(chain.proven_by.is_some());
+    assert!(!format!("{chain:?}").contains("SECRET"));
+}
+
+#[test]
+fn half_told_contracts_are_not_asked() {
+    let without = |line: &str| -> String {
+        ON_CHAIN.lines().filter(|it| !it.starts_with(line)).map(|it| format!("{it}\n")).collect()
+    };
+    for (text, key) in [
+        (without("rpc_urls"), "core.auth_api.chain.agree"),
+        (without("chain_id"), "core.auth_api.chain.chain_id"),
+        (without("kms_contract"), "core.auth_api.chain.kms_contract"),
+        (format!("{ON_CHAIN}agree = 0"), "core.auth_api.chain.agree"),
+        (format!("{ON_CHAIN}agree = 4"), "core.auth_api.chain.agree"),
+        (format!("{ON_CHAIN}kms_code = \"{}\"", "11".repeat(32)), "core.auth_api.chain.kms_code, app_code"),
+        (format!("{ON_CHAIN}kms_code = \"1\"\napp_code = \"1\""), "core.auth_api.chain.kms_code"),
+        (format!("{ON_CHAIN}app_cod = \"1\""), "unknown field"),
+    ] {
+        assert!(refuse(&text).contains(key), "{key}: {}", refuse(&text));
+    }
+}
