@@ -36,6 +36,8 @@ pub struct Variation<'a> {
     pub kms: &'a str,
     /// The KMS starts with a copy of these keys.
     pub kms_keys: Option<&'a Path>,
+    /// The part of kms.toml about who decides, instead of a policy that allows the image.
+    pub authoriser: Option<&'a str>,
 }
 
 impl Trip {
@@ -56,7 +58,8 @@ impl Trip {
         let module = Daemon::start("nsm-emulator", &arguments);
 
         write(&path("policy.toml"), &format!("[apps.{APP_ID}]\nimages = [\"{image_hash}\"]\n"));
-        let settings = kms_settings(directory.path(), variation.kms);
+        let policy = format!("type = \"policy\"\n[core.auth_api.policy]\nfile = {:?}\n", path("policy.toml"));
+        let settings = kms_settings(directory.path(), variation.kms, variation.authoriser.unwrap_or(&policy));
         if let Some(keys) = variation.kms_keys {
             copy_files(keys, &path("certs"));
         }
@@ -124,7 +127,7 @@ impl Trip {
 }
 
 /// The least that a KMS for an emulated module needs.
-fn kms_settings(directory: &Path, more: &str) -> String {
+fn kms_settings(directory: &Path, more: &str, authoriser: &str) -> String {
     let path = |name: &str| directory.join(name);
     format!(
         "[rpc]\naddress = \"127.0.0.1\"\nport = 0\n\
@@ -133,10 +136,9 @@ fn kms_settings(directory: &Path, more: &str) -> String {
          [core.onboard]\nauto_bootstrap_domain = \"localhost\"\n\
          [core.attestation]\ninsecure_allow_external_trust_anchors = true\n\
          [core.attestation.root_ca]\naws_nitro_enclave = {:?}\n\
-         [core.auth_api]\ntype = \"policy\"\n[core.auth_api.policy]\nfile = {:?}\n",
+         [core.auth_api]\n{authoriser}",
         path("certs"),
         path("nsm-root.pem"),
-        path("policy.toml"),
     )
 }
 

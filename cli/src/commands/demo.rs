@@ -1,5 +1,6 @@
-//! `keyferry demo`: the whole trip on this machine, and three trips that must fail.
+//! `keyferry demo`: the whole trip on this machine, and trips that must fail.
 
+mod on_chain;
 mod stage;
 mod story;
 
@@ -7,11 +8,13 @@ use std::time::Duration;
 
 use clap::Args;
 use command_line::{Exit, Failure};
-use enclave_agent::KeySummary;
+use enclave_agent::{KeySummary, Keys};
+use kms_server::ServerHandle;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use self::stage::{Enclave, Stage};
+use self::on_chain::Registry;
+use self::stage::{Enclave, Stage, registered_image};
 use self::story::Story;
 
 /// Everything together; each step has a shorter deadline of its own.
@@ -20,6 +23,9 @@ const WHOLE_DEMO: Duration = Duration::from_secs(120);
 /// Arguments of `keyferry demo`.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
+    /// Let contracts on a local chain decide: an image is registered, gets keys, is taken back, and gets none
+    #[arg(long)]
+    chain: bool,
     /// Show the keys themselves, not only their fingerprints
     #[arg(long)]
     reveal: bool,
@@ -51,13 +57,28 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     }
 }
 
-async fn tell(Arguments { reveal, json }: Arguments) -> Result<(), Failure> {
+async fn tell(Arguments { chain, reveal, json }: Arguments) -> Result<(), Failure> {
     let mut story = Story::new(json);
     story.chapter("The stage: everything runs on this machine, over real sockets");
-    let stage = Stage::set(&mut story).await?;
+    let (stage, keys, refusals) =
+        if chain { by_contracts(&mut story).await? } else { by_rules(&mut story).await? };
+    if json {
+        let report = Report { version: 1, keys: keys.summary(), refusals };
+        let text = serde_json::to_string(&report).map_err(|error| Failure::new(Exit::Internal, error))?;
+        command_line::print_line(&text);
+    } else {
+        story.summary(&keys, refusals.len(), reveal)?;
+    }
+    stage.strike().await;
+    Ok(())
+}
+
+/// Keys by a file of rules, and three attempts that must fail.
+async fn by_rules(story: &mut Story) -> Result<(Stage, Keys, Vec<Refusal>), Failure> {
+    let stage = Stage::set(None, story).await?;
 
     story.chapter("The trip");
-    let keys = stage.fetch_keys(&Enclave::registered(&stage, "first")?, stage.kms(), &mut story).await?;
+    let keys = stage.fetch_keys(&Enclave::registered(&stage, "first")?, stage.kms(), story).await?;
 
     story.chapter("Three trips that must fail");
     let mut refusals = Vec::new();
@@ -66,24 +87,47 @@ async fn tell(Arguments { reveal, json }: Arguments) -> Result<(), Failure> {
         ("a document two hours old", Enclave::with_old_clock(&stage)?, stage.kms()),
         ("a KMS under another root", Enclave::registered(&stage, "again")?, stage.impostor()),
     ] {
-        story.attempt(attempt);
-        let failure = match stage.fetch_keys(&enclave, kms, &mut story).await {
-            Err(failure) if failure.exit() == Exit::Refused => failure,
-            Err(failure) => return Err(failure),
-            Ok(_) => return Err(Failure::new(Exit::Internal, format!("{attempt} was given keys"))),
-        };
-        let reason = failure.message();
-        story.refused(&reason);
-        refusals.push(Refusal { attempt, exit_code: failure.exit().code(), reason });
+        refusals.push(refused(attempt, &stage, &enclave, kms, story).await?);
     }
+    Ok((stage, keys, refusals))
+}
 
-    if json {
-        let report = Report { version: 1, keys: keys.summary(), refusals };
-        let text = serde_json::to_string(&report).map_err(|error| Failure::new(Exit::Internal, error))?;
-        command_line::print_line(&text);
-    } else {
-        story.summary(&keys, reveal)?;
-    }
-    stage.strike().await;
-    Ok(())
+/// Keys by the contracts on a chain: only between the image's registration and its removal.
+async fn by_contracts(story: &mut Story) -> Result<(Stage, Keys, Vec<Refusal>), Failure> {
+    let mut registry = Registry::start(story).await?;
+    let stage = Stage::set(Some(&registry), story).await?;
+    let image = *registered_image().as_bytes();
+
+    story.chapter("Before the image is registered");
+    let early = Enclave::registered(&stage, "early")?;
+    let early = refused("an image that nobody registered", &stage, &early, stage.kms(), story).await?;
+
+    story.chapter("Once it is registered");
+    registry.add(image, story).await?;
+    let keys = stage.fetch_keys(&Enclave::registered(&stage, "registered")?, stage.kms(), story).await?;
+
+    story.chapter("Once it is taken back");
+    registry.remove(image, story).await?;
+    let late = Enclave::registered(&stage, "late")?;
+    let late = refused("an image that was taken back", &stage, &late, stage.kms(), story).await?;
+    Ok((stage, keys, vec![early, late]))
+}
+
+/// A trip that has to be refused.
+async fn refused(
+    attempt: &'static str,
+    stage: &Stage,
+    enclave: &Enclave,
+    kms: &ServerHandle,
+    story: &mut Story,
+) -> Result<Refusal, Failure> {
+    story.attempt(attempt);
+    let failure = match stage.fetch_keys(enclave, kms, story).await {
+        Err(failure) if failure.exit() == Exit::Refused => failure,
+        Err(failure) => return Err(failure),
+        Ok(_) => return Err(Failure::new(Exit::Internal, format!("{attempt} was given keys"))),
+    };
+    let reason = failure.message();
+    story.refused(&reason);
+    Ok(Refusal { attempt, exit_code: failure.exit().code(), reason })
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::{Pcr, os_image_hash};
+use attestation::{OsImageHash, Pcr, os_image_hash};
 use command_line::{Exit, Failure};
 use enclave_agent::nsm::{Nsm, NsmSource};
 use enclave_agent::{Deadlines, DebugMode, GetKeys, Keys, KmsTrust, Proxy, Retry, SealedRelease, get_keys};
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use transport::{BindOptions, Endpoint, Listener};
 
+use super::on_chain::Registry;
 use super::story::{Story, short};
 
 /// The name in the KMS's certificate.
@@ -52,7 +53,8 @@ pub(super) struct Enclave {
 }
 
 impl Stage {
-    pub(super) async fn set(story: &mut Story) -> Result<Self, Failure> {
+    /// Sets up everything. The registry decides who gets keys; without one, a file of rules that knows the demo's image.
+    pub(super) async fn set(registry: Option<&Registry>, story: &mut Story) -> Result<Self, Failure> {
         let directory = tempfile::tempdir().map_err(internal)?;
         let module = Emulator::new(module_config(measurements(), 0)).map_err(internal)?;
         story.said(
@@ -63,19 +65,21 @@ impl Stage {
                 short(&sha256(module.root_der()))
             ),
         );
-        let image = os_image_hash(
-            &Pcr::new(measurements()[0]),
-            &Pcr::new(measurements()[1]),
-            &Pcr::new(measurements()[2]),
-        );
+        let image = registered_image();
         story.said("image", &format!("OS_IMAGE_HASH = sha256(PCR0 ‖ PCR1 ‖ PCR2) = 0x{image}"));
 
-        let app_id = AppId::new([0x11; 20]);
+        let app_id = registry.map_or(AppId::new([0x11; 20]), Registry::app_id);
         let root = directory.path().join("nsm-root.pem");
-        let policy = directory.path().join("policy.toml");
         write(&root, &module.root_pem())?;
-        write(&policy, &format!("[apps.{app_id}]\nimages = [\"{image}\"]\n"))?;
-        let kms = start_kms(&directory.path().join("kms"), &root, &policy).await?;
+        let authoriser = match registry {
+            Some(registry) => registry.kms_settings(),
+            None => {
+                let policy = directory.path().join("policy.toml");
+                write(&policy, &format!("[apps.{app_id}]\nimages = [\"{image}\"]\n"))?;
+                format!("[core.auth_api]\ntype = \"policy\"\n[core.auth_api.policy]\nfile = {policy:?}\n")
+            }
+        };
+        let kms = start_kms(&directory.path().join("kms"), &root, &authoriser).await?;
         let root_ca = PinnedRoot::from_pem(kms.root_ca_pem()).map_err(internal)?;
         story.said(
             "kms",
@@ -85,8 +89,12 @@ impl Stage {
                 short(&sha256(root_ca.spki_der()))
             ),
         );
-        story.said("kms", &format!("may release the keys of app {app_id} to that image and no other"));
-        let impostor = start_kms(&directory.path().join("impostor"), &root, &policy).await?;
+        let rule = match registry {
+            Some(_) => "asks the contracts on the chain who may have the keys".to_owned(),
+            None => format!("may release the keys of app {app_id} to that image and no other"),
+        };
+        story.said("kms", &rule);
+        let impostor = start_kms(&directory.path().join("impostor"), &root, &authoriser).await?;
 
         let rules = [&kms, &impostor].into_iter().flat_map(|kms| {
             let port = kms.address().port();
@@ -198,7 +206,7 @@ impl Enclave {
     }
 }
 
-async fn start_kms(directory: &Path, nsm_root: &Path, policy: &Path) -> Result<ServerHandle, Failure> {
+async fn start_kms(directory: &Path, nsm_root: &Path, authoriser: &str) -> Result<ServerHandle, Failure> {
     let settings = format!(
         "[rpc]\naddress = \"127.0.0.1\"\nport = 0\n\
          [core]\ncert_dir = {directory:?}\nenforce_self_authorization = false\nattest_rpc_cert = false\n\
@@ -206,7 +214,7 @@ async fn start_kms(directory: &Path, nsm_root: &Path, policy: &Path) -> Result<S
          [core.onboard]\nauto_bootstrap_domain = \"{DOMAIN}\"\n\
          [core.attestation]\ninsecure_allow_external_trust_anchors = true\n\
          [core.attestation.root_ca]\naws_nitro_enclave = {nsm_root:?}\n\
-         [core.auth_api]\ntype = \"policy\"\n[core.auth_api.policy]\nfile = {policy:?}\n"
+         {authoriser}"
     );
     let (config, _warnings_about_our_own_text) =
         kms_server::Config::from_toml(&settings).map_err(internal)?;
@@ -223,6 +231,12 @@ fn module_config(pcrs: [[u8; 48]; 3], clock_offset: i64) -> nsm_emulator::Config
         module_id: None,
         clock: system_clock(clock_offset),
     }
+}
+
+/// The demo's image.
+pub(super) fn registered_image() -> OsImageHash {
+    let [pcr0, pcr1, pcr2] = measurements().map(Pcr::new);
+    os_image_hash(&pcr0, &pcr1, &pcr2)
 }
 
 /// PCR0 to PCR2 of the demo's image.
@@ -243,6 +257,6 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::Internal, format!("{}: {error}", path.display())))
 }
 
-fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+pub(super) fn internal(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
     Failure::new(Exit::Internal, error)
 }

@@ -86,7 +86,7 @@ impl Story {
     }
 
     /// The end: what was fetched. With `reveal` as the agent would write it.
-    pub(super) fn summary(&mut self, keys: &Keys, reveal: bool) -> Result<(), Failure> {
+    pub(super) fn summary(&mut self, keys: &Keys, refusals: usize, reveal: bool) -> Result<(), Failure> {
         let summary = keys.summary();
         self.chapter("Summary");
         for (what, value) in [
@@ -100,7 +100,7 @@ impl Story {
         ] {
             self.line(&format!("  {what:<23} {value}"));
         }
-        self.line("  three refusals          as they must be");
+        self.line(&format!("  {:<23} as they must be", format!("{refusals} refusals")));
         if reveal {
             let json = keys.to_json().map_err(|error| Failure::new(Exit::Internal, error))?;
             // A reader that left does not want the rest.

@@ -1,0 +1,172 @@
+//! The trip with contracts that decide: real programs, and a real chain on this machine.
+
+#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use attestation::{Pcr, os_image_hash};
+use chain::local::{find_anvil, in_node_modules};
+use e2e::{Daemon, Finished, IMAGE, Trip, Variation, finish, program, run};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// No command of these tests takes this long; it only keeps a hang from holding everything up.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A chain with contracts and an app that may run nothing yet.
+struct Registry {
+    _chain: Daemon,
+    facts: Value,
+    folder: TempDir,
+}
+
+impl Registry {
+    fn start() -> Option<Self> {
+        let anvil = anvil()?;
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("chain.json");
+        let arguments = ["chain", "local", "--port", "0", "--anvil", anvil.to_str().unwrap(), "--out"];
+        let chain = Daemon::start("keyferry", &[&arguments[..], &[out.to_str().unwrap()]].concat());
+        let facts = serde_json::from_slice(&fs::read(out).unwrap()).unwrap();
+        Some(Self { _chain: chain, facts, folder })
+    }
+
+    fn fact(&self, name: &str) -> &str {
+        self.facts[name].as_str().unwrap()
+    }
+
+    /// `keyferry chain`, as an operator with the owner's key would call it.
+    fn run(&self, arguments: &[&str]) -> Finished {
+        let mut command = Command::new(program("keyferry"));
+        command.arg("chain").args(arguments).env_clear();
+        command.env("RPC_URL", self.fact("rpcUrl")).env("KMS_CONTRACT_ADDR", self.fact("kmsContract"));
+        command.env("PRIVATE_KEY", self.fact("ownerKey")).env("XDG_STATE_HOME", self.folder.path());
+        let finished = finish(command, DEADLINE);
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        finished
+    }
+
+    /// A trip to a KMS that asks these contracts.
+    fn trip(&self, more_settings: &str) -> Trip {
+        let settings = format!(
+            "type = \"chain\"\n[core.auth_api.chain]\nrpc_urls = [{}]\nchain_id = {}\nkms_contract = {}\n{more_settings}",
+            self.facts["rpcUrl"], self.facts["chainId"], self.facts["kmsContract"],
+        );
+        let variation = Variation { authoriser: Some(&settings), ..Variation::default() };
+        Trip::start(&image(), variation)
+    }
+
+    fn fetch(&self, trip: &Trip) -> Finished {
+        let mut arguments = trip.agent_arguments();
+        let at = arguments.iter().position(|it| it == "--app-id").unwrap();
+        self.fact("appId").clone_into(&mut arguments[at + 1]);
+        run("enclave-agent", &arguments, DEADLINE)
+    }
+
+    /// Registers, takes back and registers again; the KMS must follow at once.
+    fn register_and_take_back(&self, trip: &Trip) {
+        let image = image();
+        expect_refusal(&self.fetch(trip), "OS image is not allowed");
+        self.run(&["add-image", &image, "--yes"]);
+        expect_refusal(&self.fetch(trip), "Compose hash not allowed");
+        self.run(&["add-hash", "--app-id", self.fact("appId"), &image, "--yes"]);
+        expect_keys(trip, &self.fetch(trip));
+        self.run(&["remove-image", &image, "--yes"]);
+        expect_refusal(&self.fetch(trip), "OS image is not allowed");
+        self.run(&["add-image", &image, "--yes"]);
+        expect_keys(trip, &self.fetch(trip));
+    }
+}
+
+#[test]
+fn an_image_gets_keys_from_its_registration_to_its_removal() {
+    let Some(registry) = Registry::start() else { return };
+    registry.register_and_take_back(&registry.trip(""));
+}
+
+/// The same from storage proven against the block, which must lead to the same decisions.
+#[test]
+fn a_kms_that_wants_proofs_decides_the_same() {
+    let Some(registry) = Registry::start() else { return };
+    let status: Value = serde_json::from_str(&registry.run(&["status", "--json"]).stdout).unwrap();
+    let code = format!(
+        "kms_code = {}\napp_code = {}\n",
+        status["kms"]["implementationCode"], status["kms"]["appImplementationCode"]
+    );
+    registry.register_and_take_back(&registry.trip(&code));
+}
+
+/// Code that nobody vouched for decides nothing, even when the image is registered.
+#[test]
+fn a_kms_that_wants_proofs_does_not_believe_unknown_code() {
+    let Some(registry) = Registry::start() else { return };
+    registry.run(&["add-image", &image(), "--yes"]);
+    registry.run(&["add-hash", "--app-id", registry.fact("appId"), &image(), "--yes"]);
+    let other = "11".repeat(32);
+    let trip = registry.trip(&format!("kms_code = \"{other}\"\napp_code = \"{other}\"\n"));
+    let finished = registry.fetch(&trip);
+    assert_ne!(finished.code, Some(0), "{finished:?}");
+    assert!(!trip.output().exists());
+    assert!(trip.kms.log().contains("is not proven by"), "{}", trip.kms.log());
+}
+
+/// An endpoint of another chain is silence, and silence releases nothing.
+#[test]
+fn another_chain_releases_nothing() {
+    let Some(mut registry) = Registry::start() else { return };
+    registry.run(&["add-image", &image(), "--yes"]);
+    registry.run(&["add-hash", "--app-id", registry.fact("appId"), &image(), "--yes"]);
+    registry.facts["chainId"] = 1.into();
+    let trip = registry.trip("");
+    let finished = registry.fetch(&trip);
+    assert_ne!(finished.code, Some(0), "{finished:?}");
+    assert!(!trip.output().exists());
+    assert!(trip.kms.log().contains("is on chain 31337, expected chain 1"), "{}", trip.kms.log());
+}
+
+#[test]
+fn the_demo_shows_registration_keys_and_removal() {
+    let Some(anvil) = anvil() else { return };
+    let mut command = Command::new(program("keyferry"));
+    command.args(["demo", "--chain", "--json"]).env("KEYFERRY_ANVIL", anvil);
+    let finished = finish(command, DEADLINE);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let refusals = report["refusals"].as_array().unwrap();
+    assert_eq!(refusals.len(), 2);
+    for refusal in refusals {
+        assert_eq!(refusal["exit_code"], 3);
+        assert!(refusal["reason"].as_str().unwrap().contains("OS image is not allowed"), "{refusal}");
+    }
+    assert_eq!(report["keys"]["os_image_hash"].as_str().unwrap().len(), 64);
+}
+
+fn expect_keys(trip: &Trip, finished: &Finished) {
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    fs::remove_file(trip.output()).unwrap();
+}
+
+fn expect_refusal(finished: &Finished, reason: &str) {
+    assert_eq!(finished.code, Some(3), "{finished:?}");
+    assert!(finished.stderr.contains(reason), "expected {reason:?} in {finished:?}");
+}
+
+/// anvil, as `npm install` in `chain/contracts` leaves it, or wherever the commands find it.
+fn anvil() -> Option<PathBuf> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chain/contracts/node_modules");
+    let installed = in_node_modules(&installed).into_iter().find(|it| it.is_file());
+    let found = installed.or_else(|| find_anvil(|name| std::env::var_os(name)));
+    if found.is_none() {
+        println!("skipped: no anvil; run `npm install --ignore-scripts` in chain/contracts");
+    }
+    found
+}
+
+/// The hash of the measured image, in hex.
+fn image() -> String {
+    let [pcr0, pcr1, pcr2] = IMAGE.map(Pcr::new);
+    os_image_hash(&pcr0, &pcr1, &pcr2).to_string()
+}
