@@ -89,6 +89,23 @@ pub enum Error {
         /// The lock file.
         path: PathBuf,
     },
+    /// The deployment was refused before anything was changed.
+    #[error(transparent)]
+    Refused(#[from] crate::gcp_tdx::Refusal),
+    /// There is no machine.
+    #[error("instance {name}: not there")]
+    NoInstance {
+        /// Its name.
+        name: String,
+    },
+    /// The machine belongs to another deployment.
+    #[error("instance {name}: belongs to the deployment {deployment}, not to this project")]
+    NotOurs {
+        /// Its name.
+        name: String,
+        /// The other deployment's id.
+        deployment: String,
+    },
     /// Google refused, or did not answer.
     #[error(transparent)]
     Google(#[from] crate::gcp::Error),
@@ -110,6 +127,11 @@ impl Error {
             }
             Self::OsImage { image, .. } => Some(format!("fetch it with `keyferry kms pull {image}`")),
             Self::Google(error) => error.hint(),
+            Self::Refused(refusal) => Some(refusal.hint()),
+            Self::NoInstance { .. } => Some("make it with `keyferry kms deploy`".into()),
+            Self::NotOurs { .. } => {
+                Some("choose another gcp_config.instance_name, or work from the other project".into())
+            }
             Self::Locked { .. } => Some("wait for it to end, or stop it".into()),
             _ => None,
         }

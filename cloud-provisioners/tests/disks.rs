@@ -1,5 +1,11 @@
 //! The disks, seen by the programs that guests and operators have: blkid, fsck.fat, sgdisk.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test may stop at once, and says what it skipped"
+)]
+
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod google;
 mod process;
 mod programs;
 mod trip;

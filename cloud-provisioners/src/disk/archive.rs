@@ -26,7 +26,7 @@ pub fn archive(disk: impl Read, size: u64, output: impl Write) -> io::Result<Arc
     header.set_gid(0);
     header.set_mtime(0);
     let mut hashed = Hashed { inner: disk.take(size), hash: Sha256::new(), read: 0 };
-    let mut builder = tar::Builder::new(GzEncoder::new(output, Compression::default()));
+    let mut builder = tar::Builder::new(GzEncoder::new(output, Compression::fast()));
     builder.append_data(&mut header, "disk.raw", &mut hashed)?;
     builder.into_inner()?.finish()?.flush()?;
     if hashed.read != size {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{Found, Plan, Step};
 use super::wanted::Wanted;
-use crate::gcp::{Client, Error as Refused, Image, NewImage, Upload};
+use crate::gcp::{Client, Error as Refused, Image, NewImage, Object, Upload};
 use crate::ledger::Ledger;
 use crate::patience::{Deadline, Pauses};
 use crate::{Error, disk, durable};
@@ -40,7 +40,7 @@ pub trait Observer: Send {
 /// # Errors
 ///
 /// When Google refuses or does not answer in time.
-pub async fn observe(client: &Client, wanted: &Wanted) -> Result<Found, Error> {
+pub(super) async fn observe(client: &Client, wanted: &Wanted) -> Result<Found, Error> {
     let config = &wanted.config;
     let deadline = Deadline::within(READ);
     Ok(Found {
@@ -82,7 +82,7 @@ async fn settled(client: &Client, name: &str) -> Result<Option<Image>, Refused> 
 /// # Errors
 ///
 /// When a step fails; what was made is in the ledger, and a later run goes on from there.
-pub async fn apply(
+pub(super) async fn apply(
     client: &Client,
     wanted: &Wanted,
     plan: &Plan<'_>,
@@ -98,7 +98,7 @@ pub async fn apply(
         run.observer.step(index + 1, total, step);
         run.step(step, configuration).await?;
     }
-    Ok(())
+    run.remove_leftover_objects().await
 }
 
 struct Run<'a> {
@@ -183,6 +183,18 @@ impl Run<'_> {
         self.client.delete_object(&object, Deadline::within(CHANGE)).await?;
         self.ledger.gone(OBJECT, &object.name)?;
         Archived::at(self.work, &image.name).remove()
+    }
+
+    /// Removes archives whose images are made: a run that ended in between left them.
+    async fn remove_leftover_objects(&mut self) -> Result<(), Error> {
+        let left: Vec<String> =
+            self.ledger.resources().iter().filter(|it| it.kind == OBJECT).map(|it| it.name.clone()).collect();
+        for name in left {
+            let object = Object { bucket: self.wanted.config.bucket_name(), name };
+            self.client.delete_object(&object, Deadline::within(CHANGE)).await?;
+            self.ledger.gone(OBJECT, &object.name)?;
+        }
+        Ok(())
     }
 
     /// Uploads the archive of a disk for the image `name`, going on with what an earlier run left.

@@ -10,11 +10,14 @@
 //! its TPM deletes its keys for good.
 
 mod apply;
+mod deployment;
+pub mod firewall;
 mod plan;
 mod wanted;
 
-pub use apply::{Observer, apply, observe};
-pub use plan::{Found, Plan, Refusal, Replace, Step, plan};
+pub use apply::Observer;
+pub use deployment::{Deployment, Prepared};
+pub use plan::{Plan, Refusal, Replace, Step};
 pub use wanted::{BootDisk, Wanted};
 
 /// Label on everything made here.

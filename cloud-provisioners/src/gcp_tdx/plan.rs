@@ -11,25 +11,25 @@ const TDX_PLATFORM: &str = "Intel Sapphire Rapids";
 
 /// What Google says is there.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub(super) struct Found {
     /// The zone.
-    pub zone: Option<Zone>,
+    pub(super) zone: Option<Zone>,
     /// Whether the zone has the machine type.
-    pub has_machine_type: bool,
+    pub(super) has_machine_type: bool,
     /// The machine of this name.
-    pub instance: Option<Instance>,
+    pub(super) instance: Option<Instance>,
     /// The boot image of this name.
-    pub boot_image: Option<Image>,
+    pub(super) boot_image: Option<Image>,
     /// The configuration image of this name.
-    pub shared_image: Option<Image>,
+    pub(super) shared_image: Option<Image>,
     /// The data disk's image.
-    pub data_image: Option<Image>,
+    pub(super) data_image: Option<Image>,
     /// The machine's data disk.
-    pub data_disk: Option<Disk>,
+    pub(super) data_disk: Option<Disk>,
     /// The machine's configuration disk.
-    pub shared_disk: Option<Disk>,
+    pub(super) shared_disk: Option<Disk>,
     /// Whether the bucket is there.
-    pub bucket: bool,
+    pub(super) bucket: bool,
 }
 
 /// Whether an existing machine may be replaced.
@@ -222,7 +222,7 @@ impl Refusal {
 /// # Errors
 ///
 /// [`Refusal`] when the deployment cannot work, or would lose what must not be lost.
-pub fn plan<'a>(
+pub(super) fn plan<'a>(
     wanted: &'a Wanted,
     found: &Found,
     replace: &Replace,

@@ -26,6 +26,7 @@ pub use app::{App, GcpConfig, KeyProvider};
 pub use compose::{AppCompose, instance_id};
 pub use environment::Environment;
 pub use os_image::OsImage;
+pub(crate) use settings::expand;
 pub use settings::{Services, Settings};
 pub use shared::{SHARED_DIRECTORY, SharedFiles};
 pub use state::State;

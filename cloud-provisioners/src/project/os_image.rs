@@ -60,6 +60,21 @@ impl OsImage {
         Self::read(&directory, &fail)
     }
 
+    /// The image whose disk is the file `disk`; what describes it stands beside it.
+    ///
+    /// # Errors
+    ///
+    /// As [`OsImage::find`].
+    pub fn of_disk(name: &str, disk: &Path) -> Result<Self, Error> {
+        let fail = |problem: String| Error::OsImage { image: name.to_owned(), problem };
+        match (disk.is_file(), disk.parent()) {
+            (true, Some(directory)) if disk.file_name().is_some_and(|it| it == "disk.raw") => {
+                Self::read(directory, &fail)
+            }
+            _ => Err(fail(format!("{} is no file named disk.raw", disk.display()))),
+        }
+    }
+
     fn read(directory: &Path, fail: &dyn Fn(String) -> Error) -> Result<Self, Error> {
         let optional = |name: &str| {
             let path = directory.join(name);

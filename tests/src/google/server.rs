@@ -1,0 +1,204 @@
+//! HTTP around the state.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::state::Refusal;
+use super::storage::Part;
+use super::{Call, Fault, Shared};
+
+/// The token callers must present.
+pub(super) const TOKEN: &str = "a-token-for-the-stand-in";
+const LARGEST: usize = 64 << 20;
+
+type Answer = Response<Full<Bytes>>;
+
+/// The connection is to be closed without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer on purpose")]
+struct NoAnswer;
+
+pub(super) fn start(shared: Arc<Shared>, stopped: oneshot::Receiver<()>) -> (SocketAddr, JoinHandle<()>) {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    listener.set_nonblocking(true).expect("a socket can be made non-blocking");
+    let address = listener.local_addr().expect("a listener has an address");
+    let thread = std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+        runtime.block_on(async {
+            let listener = TcpListener::from_std(listener).expect("the listener is usable");
+            tokio::select! {
+                () = accept(listener, shared) => {}
+                _ = stopped => {}
+            }
+        });
+    });
+    (address, thread)
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let service = service_fn(|request| serve(Arc::clone(&shared), request));
+            // Ends with an error when no answer is wanted, and when a client goes away.
+            let _ended = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer, NoAnswer> {
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, LARGEST).collect().await.map_err(|_| NoAnswer)?.to_bytes();
+    let query: Vec<(String, String)> =
+        serde_urlencoded::from_str(head.uri.query().unwrap_or_default()).unwrap_or_default();
+    let json = (!body.is_empty()).then(|| serde_json::from_slice::<Value>(&body).ok()).flatten();
+
+    let fault = {
+        let mut inner = shared.inner();
+        let number = inner.calls.len();
+        let line = format!("{} {}", head.method, head.uri.path());
+        let without_id = query.iter().filter(|(name, _)| name != "requestId").cloned().collect();
+        inner.calls.push(Call { line, query: without_id, body: json.clone() });
+        let hit = inner.faults.iter().position(|(at, _)| *at == number);
+        hit.map(|index| inner.faults.remove(index).1)
+    };
+    let fails = match fault {
+        Some(Fault::Refused(status, reason, message)) => {
+            return Ok(refuse((status, reason, message.to_owned())));
+        }
+        Some(Fault::Unanswered) => return Err(NoAnswer),
+        Some(Fault::OperationFails(code, message)) => Some((code, message)),
+        Some(Fault::AnswerLost) | None => None,
+    };
+    let authorised =
+        head.headers.get(header::AUTHORIZATION).is_some_and(|it| it == &format!("Bearer {TOKEN}"));
+    let answer = match authorised {
+        false => refuse((401, "authError", "Invalid Credentials".to_owned())),
+        true => route(&shared, &head, &query, &body, json.as_ref(), fails).unwrap_or_else(refuse),
+    };
+    match fault {
+        Some(Fault::AnswerLost) => Err(NoAnswer),
+        _ => Ok(answer),
+    }
+}
+
+fn route(
+    shared: &Shared,
+    head: &hyper::http::request::Parts,
+    query: &[(String, String)],
+    body: &[u8],
+    json: Option<&Value>,
+    fails: Option<(&'static str, &'static str)>,
+) -> Result<Answer, Refusal> {
+    let path = head.uri.path().trim_start_matches('/');
+    let not_found = || (404, "notFound", format!("no such path: {path}"));
+    if let Some(session) = path.strip_prefix("upload/session/") {
+        let range =
+            head.headers.get(header::CONTENT_RANGE).and_then(|it| it.to_str().ok()).unwrap_or_default();
+        return shared.inner().state.take_part(session, range, body).map(part);
+    }
+    if let Some(rest) = path.strip_prefix("upload/storage/v1/") {
+        return begin(shared, head, rest, query);
+    }
+    let (schemas, rest) = match path.strip_prefix("compute/v1/") {
+        Some(rest) => (&shared.compute, rest),
+        None => (&shared.storage, path.strip_prefix("storage/v1/").ok_or_else(not_found)?),
+    };
+    let segments: Vec<String> = rest.split('/').map(decode).collect();
+    let matched = schemas.find(head.method.as_str(), &segments).ok_or_else(not_found)?;
+    if !body.is_empty() && json.is_none() {
+        return Err((400, "parseError", "Parse Error: the body is no JSON".to_owned()));
+    }
+    schemas.check(&matched, query, json).map_err(|message| (400, "invalid", message))?;
+    let mut inner = shared.inner();
+    match path.starts_with("compute/") {
+        true => inner.state.compute(&matched, query, json, fails).map(|value| answer(200, &value)),
+        false => inner.state.storage(&matched, json).map(|value| match value {
+            Some(value) => answer(200, &value),
+            None => plain(StatusCode::NO_CONTENT),
+        }),
+    }
+}
+
+fn begin(
+    shared: &Shared,
+    head: &hyper::http::request::Parts,
+    rest: &str,
+    query: &[(String, String)],
+) -> Result<Answer, Refusal> {
+    let parameter = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let bucket = rest.strip_prefix("b/").and_then(|it| it.strip_suffix("/o"));
+    let (Some(bucket), Some(name), &Method::POST) = (bucket, parameter("name"), &head.method) else {
+        return Err((400, "required", "an upload needs a bucket and a name".to_owned()));
+    };
+    if parameter("uploadType").as_deref() != Some("resumable") {
+        return Err((501, "notImplemented", "only resumable uploads are part of this stand-in".to_owned()));
+    }
+    let session = shared.inner().state.begin_upload(bucket, &name)?;
+    let host = head.headers.get(header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let mut begun = plain(StatusCode::OK);
+    let location = format!("http://{host}/upload/session/{session}");
+    begun.headers_mut().insert(header::LOCATION, location.parse().expect("an address is a header value"));
+    Ok(begun)
+}
+
+fn part(part: Part) -> Answer {
+    match part {
+        Part::Complete(object) => answer(200, &object),
+        Part::Stored(stored) => {
+            let mut more = plain(StatusCode::PERMANENT_REDIRECT);
+            // Google leaves the header out when it has nothing.
+            if let Some(last) = stored.checked_sub(1) {
+                let range = format!("bytes=0-{last}").parse().expect("a range is a header value");
+                more.headers_mut().insert(header::RANGE, range);
+            }
+            more
+        }
+    }
+}
+
+fn refuse((status, reason, message): Refusal) -> Answer {
+    answer(
+        status,
+        &json!({"error": {
+            "code": status,
+            "message": message,
+            "errors": [{"domain": "global", "reason": reason, "message": message}],
+        }}),
+    )
+}
+
+fn answer(status: u16, value: &Value) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(value.to_string())));
+    *answer.status_mut() = StatusCode::from_u16(status).expect("the statuses here are valid");
+    let json = header::HeaderValue::from_static("application/json; charset=UTF-8");
+    answer.headers_mut().insert(header::CONTENT_TYPE, json);
+    answer
+}
+
+fn plain(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = status;
+    answer
+}
+
+/// Undoes percent encoding in a path segment.
+fn decode(segment: &str) -> String {
+    // A form decoder does the same, save for `+`, which a path keeps.
+    let form = format!("x={}", segment.replace('+', "%2B"));
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(&form).unwrap_or_default();
+    pairs.into_iter().next().map_or_else(|| segment.to_owned(), |(_, value)| value)
+}
