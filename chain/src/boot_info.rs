@@ -36,44 +36,12 @@ pub fn app_boot_info(info: &BootInfo) -> Result<AppBootInfo> {
     })
 }
 
-/// A boot info from its JSON form (the body of the authorisation webhook). Byte fields are hex with or without `0x`;
-/// `mrSystem`, `tcbStatus` and `advisoryIds` may be missing.
+/// A boot info from its JSON form (the body of the authorisation webhook).
 ///
 /// # Errors
 /// [`Error::BootInfo`] naming the field that is missing or malformed.
 pub fn from_json(text: &[u8]) -> Result<BootInfo> {
-    let json: serde_json::Value = serde_json::from_slice(text)
-        .map_err(|source| Error::BootInfo { field: "body", problem: format!("not JSON: {source}") })?;
-    let required = |field: &'static str| match json[field].as_str() {
-        Some(text) => bytes(field, text),
-        None => Err(problem(field, "missing, expected a hex string")),
-    };
-    let text = |field: &'static str| json[field].as_str().unwrap_or_default();
-    let advisories = match &json["advisoryIds"] {
-        serde_json::Value::Null => Vec::new(),
-        list => serde_json::from_value(list.clone())
-            .map_err(|_| problem("advisoryIds", "not a list of strings"))?,
-    };
-    Ok(BootInfo {
-        tee_variant: json["teeVariant"].as_str().unwrap_or_else(|| text("attestationMode")).to_owned(),
-        mr_aggregated: required("mrAggregated")?,
-        os_image_hash: required("osImageHash")?,
-        mr_system: bytes("mrSystem", text("mrSystem"))?,
-        app_id: required("appId")?,
-        compose_hash: required("composeHash")?,
-        instance_id: required("instanceId")?,
-        device_id: required("deviceId")?,
-        key_provider_info: bytes("keyProviderInfo", text("keyProviderInfo"))?,
-        tcb_status: text("tcbStatus").to_owned(),
-        advisory_ids: advisories,
-    })
-}
-
-fn bytes(field: &'static str, text: &str) -> Result<Vec<u8>> {
-    let digits = text.strip_prefix("0x").unwrap_or(text);
-    // An odd number of digits is padded like the rest: on the left.
-    let padded = format!("{}{digits}", if digits.len() % 2 == 1 { "0" } else { "" });
-    hex::decode(padded).map_err(|_| problem(field, "not hex"))
+    BootInfo::from_json(text).map_err(|error| problem(error.field, error.problem))
 }
 
 fn word(field: &'static str, bytes: &[u8]) -> Result<B256> {
