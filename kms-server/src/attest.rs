@@ -22,6 +22,7 @@ const CACHED_CHAINS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 pub struct ClientEvidence {
     document: AppraisedDocument,
     attestation: Attestation,
+    digest: [u8; 32],
 }
 
 /// A client that asks for an app's keys, with everything checked that needs no authoriser.
@@ -34,6 +35,8 @@ pub struct AttestedClient {
     pub app_id: AppId,
     /// Which instance it says it is.
     pub instance_id: InstanceId,
+    /// SHA-256 over the evidence as it came.
+    pub evidence: [u8; 32],
 }
 
 /// Why evidence is refused. The text goes to the client, in upstream's words where upstream has any.
@@ -151,7 +154,8 @@ impl Attester {
         }
         let policy = Policy::any_image_that_caller_authorises().with_user_data(&attestation.report_data);
         let document = verified.appraise(&policy).map_err(Error::Document)?;
-        Ok(Some(ClientEvidence { document, attestation }))
+        let digest = crate::audit::sha256(&encoded);
+        Ok(Some(ClientEvidence { document, attestation, digest }))
     }
 }
 
@@ -179,12 +183,13 @@ impl Attester {
             other => Error::Document(other).into(),
         })?;
         let os_image_hash = appraised.os_image_hash();
+        let digest = crate::audit::sha256(&document);
         // In the form that the rest of the way knows; no report data binds anything here.
         let mut attestation = Attestation::nitro(document, Some(app_id), [0; 64], os_image_hash.as_bytes());
         if *instance_id != InstanceId::NONE {
             attestation.runtime_events.push(RuntimeEvent::new("instance-id", instance_id.as_bytes()));
         }
-        Ok(ClientEvidence { document: appraised, attestation })
+        Ok(ClientEvidence { document: appraised, attestation, digest })
     }
 }
 
@@ -196,7 +201,7 @@ impl ClientEvidence {
     ///
     /// [`Error::ImageHash`] when the claimed image is not the measured one, and others about the claims.
     pub fn into_client(self, requested_config: &str) -> Result<(AttestedClient, BootInfo), Error> {
-        let Self { document, attestation } = self;
+        let Self { document, attestation, digest } = self;
         let computed = document.os_image_hash();
         let config = Config::effective(requested_config, &attestation.config).map_err(Error::Config)?;
         if config.os_image_hash != computed.as_bytes() {
@@ -208,6 +213,9 @@ impl ClientEvidence {
         let instance_id = InstanceId::try_from(attestation.instance_id()).map_err(|_| Error::InstanceId)?;
         let boot_info =
             nitro::boot_info(computed.as_bytes(), document.module_id(), DeviceIdRule::Upstream, &attestation);
-        Ok((AttestedClient { document, os_image_hash: computed, app_id, instance_id }, boot_info))
+        Ok((
+            AttestedClient { document, os_image_hash: computed, app_id, instance_id, evidence: digest },
+            boot_info,
+        ))
     }
 }

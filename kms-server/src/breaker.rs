@@ -17,7 +17,7 @@ const FAILURES: u32 = 5;
 /// The first pause; each failed trial doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause. Short, for every client is refused meanwhile.
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The breaker of one dependency.
 #[derive(Debug, Default)]

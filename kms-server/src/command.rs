@@ -1,5 +1,8 @@
 //! The command line, for the program of its own and for others that offer it as a subcommand.
 
+mod audit;
+mod explain;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -9,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::authorise;
 use crate::config::{Config, Loaded};
+use crate::notify::Notify;
 use crate::server::{Server, StartError};
 use crate::store::{self, Domain, Store};
 
@@ -21,6 +25,11 @@ pub enum Command {
     Check(Check),
     /// Makes the root keys of a new KMS; refuses where there are any
     Bootstrap(Bootstrap),
+    /// Says which rule of a policy decides about somebody
+    Explain(explain::Explain),
+    /// Checks the log of decisions
+    #[command(subcommand)]
+    Audit(audit::Audit),
 }
 
 /// Arguments of `serve`.
@@ -60,6 +69,8 @@ pub async fn run(command: Command, shutdown: CancellationToken) -> Result<(), Fa
         Command::Serve(arguments) => serve(arguments, shutdown).await,
         Command::Check(arguments) => check(arguments),
         Command::Bootstrap(arguments) => bootstrap(arguments).await,
+        Command::Explain(arguments) => explain::run(arguments),
+        Command::Audit(command) => audit::run(command),
     }
 }
 
@@ -71,11 +82,22 @@ async fn serve(arguments: Serve, shutdown: CancellationToken) -> Result<(), Fail
     for warning in warnings {
         warn!("{warning}");
     }
+    let notify = Notify::from_environment(|name| std::env::var(name).ok());
     let server = Server::start(config).await.map_err(start_failure)?;
     command_line::print_line(&format!("listening on tcp:{}", server.address()));
+    notify.ready();
+    let serving = async {
+        tokio::select! {
+            () = shutdown.cancelled() => {
+                notify.stopping();
+                server.shutdown().await;
+            }
+            () = server.stopped() => {}
+        }
+    };
     tokio::select! {
-        () = shutdown.cancelled() => server.shutdown().await,
-        () = server.stopped() => {}
+        () = serving => {}
+        () = notify.feed_watchdog() => {}
     }
     info!("stopped");
     Ok(())
@@ -113,7 +135,9 @@ fn load(file: Option<PathBuf>) -> Result<Loaded, Failure> {
 fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Store(error) => store_failure(error),
-        StartError::Authoriser(_) | StartError::NitroRoot(_) => Failure::new(Exit::Usage, error),
+        StartError::Authoriser(_) | StartError::Audit(_) | StartError::NitroRoot(_) => {
+            Failure::new(Exit::Usage, error)
+        }
         other => Failure::new(Exit::Internal, other),
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -17,13 +18,16 @@ use tokio::time::timeout;
 use tracing::{debug, error, info};
 use zeroize::Zeroizing;
 
+use crate::authorise::Refusal;
 use crate::config::DEFAULT_BODY_LIMIT;
+use crate::context;
 use crate::rpc::{self, Kms};
 use crate::sealed::{SealedRelease, Session};
 use crate::text::chain;
 
 const APP_VERSION: HeaderName = HeaderName::from_static("x-app-version");
 const VERSION: HeaderValue = HeaderValue::from_static(concat!("v", env!("CARGO_PKG_VERSION"), " (keyferry)"));
+const TEXT: &str = "text/plain; charset=utf-8";
 /// Seconds after which a client that was sent away may try again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 /// The unit in which memory for bodies is counted; the first one of each body is free.
@@ -49,10 +53,16 @@ pub(crate) struct Http {
     /// From the last byte of the body to the first of the answer.
     pub(crate) request_deadline: Duration,
     body_memory: Arc<Semaphore>,
+    /// For requests that may have to wait for others.
+    places: Arc<Semaphore>,
+    /// For requests that never do.
+    quick_places: Arc<Semaphore>,
 }
 
 /// Who is at the other end of a connection.
 pub(crate) struct Peer {
+    /// Where it is, for logs.
+    pub(crate) address: Arc<str>,
     /// The certificate it presented (DER), if any.
     pub(crate) certificate: Option<Vec<u8>>,
     pub(crate) session: Session,
@@ -79,7 +89,7 @@ impl Failure {
 impl From<rpc::Error> for Failure {
     fn from(error: rpc::Error) -> Self {
         match error {
-            rpc::Error::Busy => Self::busy(error.to_string()),
+            rpc::Error::Busy | rpc::Error::Refused(Refusal::Unavailable(_)) => Self::busy(error.to_string()),
             _ => Self::bad(error.to_string()),
         }
     }
@@ -92,17 +102,31 @@ impl Http {
         metrics: bool,
         body_deadline: Duration,
         request_deadline: Duration,
+        max_requests: usize,
     ) -> Self {
-        let body_memory = Arc::new(Semaphore::new(BODY_UNITS));
-        Self { kms, body_limits, metrics, body_deadline, request_deadline, body_memory }
+        let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Self {
+            kms,
+            body_limits,
+            metrics,
+            body_deadline,
+            request_deadline,
+            body_memory: semaphore(BODY_UNITS),
+            places: semaphore(max_requests),
+            quick_places: semaphore(max_requests),
+        }
     }
 
     /// Answers one request.
     pub(crate) async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Answer {
+        context::with_peer(Arc::clone(&peer.address), self.answer_peer(request, peer)).await
+    }
+
+    async fn answer_peer(&self, request: Request<Incoming>, peer: &Peer) -> Answer {
         let (parts, body) = request.into_parts();
         let mut answer = match self.route(&parts) {
-            Route::Health => plain(StatusCode::OK, "text/plain; charset=utf-8", "OK"),
-            Route::Metrics => plain(StatusCode::OK, "text/plain; charset=utf-8", self.kms.metrics.render()),
+            Route::Health => plain(StatusCode::OK, TEXT, self.kms.health()),
+            Route::Metrics => plain(StatusCode::OK, TEXT, self.kms.metrics.render(&self.kms.gauges())),
             Route::Rpc(segment) => self.rpc(&parts, segment, body, peer).await,
             Route::None => not_found(&parts),
         };
@@ -133,7 +157,18 @@ impl Http {
     async fn rpc(&self, parts: &Parts, segment: &str, body: Incoming, peer: &Peer) -> Answer {
         let name = Service::Kms.bare_name(segment);
         let method = Service::Kms.method(segment).filter(|method| self.serves(*method));
-        let (answer, encoding) = self.call(parts, name, method, body, peer).await;
+        let started = Instant::now();
+        let (answer, encoding) = match self.admit(method) {
+            Ok(place) => {
+                let answer = self.call(parts, name, method, body, peer).await;
+                drop(place);
+                answer
+            }
+            Err(failure) => {
+                let query = parts.uri.query().unwrap_or_default();
+                (Err(failure), RequestForm::of_early_error(parts.method != Verb::POST, query))
+            }
+        };
         let answer = match answer {
             Ok(body) => success(encoding, body),
             Err(failure) => {
@@ -144,8 +179,18 @@ impl Http {
         let label = method.map_or("unknown", Method::name);
         // Upstream counts every call of these names, served or not.
         let gated = ["GetAppKey", "GetKmsKey", "SignCert"].contains(&name);
-        self.kms.metrics.answered(label, gated, answer.status().as_u16());
+        self.kms.metrics.answered(label, gated, answer.status().as_u16(), started.elapsed());
         answer
+    }
+
+    /// A place for a request; who finds none is told so at once. `GetMeta`, which waits for nobody, has places of its
+    /// own, so that it is answered when all others wait.
+    fn admit(&self, method: Option<Method>) -> Result<OwnedSemaphorePermit, Failure> {
+        let places = if method == Some(Method::GetMeta) { &self.quick_places } else { &self.places };
+        Arc::clone(places).try_acquire_owned().map_err(|_| {
+            self.kms.metrics.requests_shed.fetch_add(1, Ordering::Relaxed);
+            Failure::busy("too many requests; try again")
+        })
     }
 
     /// The answer's bytes or why there are none, and the encoding of either.
@@ -234,10 +279,19 @@ impl Http {
     }
 
     fn refused(&self, error: rpc::Error) -> Failure {
-        self.kms.metrics.refused(error.name());
+        let name = error.name();
+        let was_decided = matches!(error, rpc::Error::Refused(_));
+        self.kms.metrics.refused(name);
         let failure = Failure::from(error);
         // Parts of the text are the client's.
-        info!(error = bounded_reason(&failure.text), "refused");
+        let text = bounded_reason(&failure.text);
+        info!(error = text, "refused");
+        // What an authoriser said is there already.
+        if let Some(audit) = &self.kms.audit
+            && !was_decided
+        {
+            audit.refused(name, &text, context::peer());
+        }
         failure
     }
 

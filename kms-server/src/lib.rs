@@ -19,13 +19,18 @@
 #![forbid(unsafe_code)]
 
 pub mod attest;
+pub mod audit;
 pub mod authorise;
 mod breaker;
 pub mod command;
 pub mod config;
+mod context;
+pub mod fetch;
 mod http;
 mod metrics;
+mod notify;
 mod offload;
+mod peers;
 mod rpc;
 mod sealed;
 pub mod server;

@@ -13,12 +13,24 @@ pub(crate) struct Offload {
     running: Arc<Semaphore>,
     /// Running and waiting together.
     admitted: Arc<Semaphore>,
+    at_once: usize,
+    waiting: usize,
 }
 
 impl Offload {
     pub(crate) fn new(at_once: usize, waiting: usize) -> Self {
-        let bound = |number: usize| Arc::new(Semaphore::new(number.min(Semaphore::MAX_PERMITS)));
-        Self { running: bound(at_once), admitted: bound(at_once.saturating_add(waiting)) }
+        // Semaphores have an upper limit, far from anything that makes sense here.
+        let at_once = at_once.min(1 << 16);
+        let waiting = waiting.min(1 << 20);
+        let bound = |number: usize| Arc::new(Semaphore::new(number));
+        Self { running: bound(at_once), admitted: bound(at_once + waiting), at_once, waiting }
+    }
+
+    /// How many wait, and how many run.
+    pub(crate) fn depth(&self) -> (usize, usize) {
+        let running = self.at_once - self.running.available_permits();
+        let admitted = self.at_once + self.waiting - self.admitted.available_permits();
+        (admitted.saturating_sub(running), running)
     }
 
     /// Runs `compute`, or refuses at once. When the caller goes away, a computation that has begun still ends, and
@@ -65,6 +77,7 @@ mod tests {
         let mut second = Box::pin(offload.run(|| 2));
         // Polled once, it has taken the place to wait in.
         assert!(futures_poll(&mut second).await.is_none());
+        assert_eq!(offload.depth(), (1, 1));
         assert_eq!(offload.run(|| 3).await, Err(Busy));
         release.send(()).unwrap();
         assert_eq!(first.await.unwrap(), Ok(1));

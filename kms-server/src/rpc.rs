@@ -13,9 +13,10 @@ use kms_protocol::wire::{
 use tracing::info;
 
 use crate::attest::{self, AttestedClient, Attester, ClientEvidence};
+use crate::audit::Audit;
 use crate::authorise::decider::Decider;
 use crate::authorise::{Grant, Purpose, Question, Refusal};
-use crate::metrics::Metrics;
+use crate::metrics::{Gauges, Metrics};
 use crate::offload::{Busy, Offload};
 use crate::sealed::{self, SealedRelease};
 use crate::store::Identity;
@@ -27,6 +28,7 @@ pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
 pub(crate) struct Kms {
     pub(crate) identity: Identity,
     pub(crate) decider: Decider,
+    pub(crate) audit: Option<Arc<Audit>>,
     pub(crate) attester: Attester,
     pub(crate) nitro_enclave_key_release: bool,
     pub(crate) sealed_release: SealedRelease,
@@ -131,12 +133,10 @@ impl Kms {
 
     async fn authorise(&self, client: &AttestedClient, boot_info: BootInfo) -> Result<Grant, Error> {
         let registers = client.document.pcrs().map(|(index, pcr)| (index, *pcr)).collect();
-        let question = Question { purpose: Purpose::App, boot_info, registers };
+        let evidence = Some(client.evidence);
+        let question = Question { purpose: Purpose::App, boot_info, registers, evidence };
         let answer = self.decider.decide(question).await;
         if let Err(refusal) = &answer {
-            if matches!(refusal, Refusal::Unavailable(_)) {
-                self.metrics.authoriser_failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            }
             info!(app = %client.app_id, image = %client.os_image_hash, %refusal, "not authorised");
         }
         Ok(answer?)
@@ -177,6 +177,36 @@ impl Kms {
             })
         };
         self.offload.run(derive).await?
+    }
+
+    /// For `/health`: `OK`, and what an operator should look at, a line each.
+    pub(crate) fn health(&self) -> String {
+        let mut text = "OK".to_owned();
+        for it in self.gauges().dependencies.into_iter().filter(|it| !it.is_good()) {
+            if it.failures > 0 {
+                let paused = if it.paused { ", and is not asked for a while" } else { "" };
+                text.push_str(&format!(
+                    "\n{}: {} questions in a row without an answer{paused}",
+                    it.name, it.failures
+                ));
+            }
+            if let Some(trouble) = it.trouble {
+                text.push_str(&format!("\n{}: {trouble}", it.name));
+            }
+        }
+        text
+    }
+
+    pub(crate) fn gauges(&self) -> Gauges {
+        let (waiting, running) = self.offload.depth();
+        let statistics = self.decider.statistics().clone();
+        Gauges {
+            waiting,
+            running,
+            decisions: statistics.decisions,
+            decision_time: statistics.time,
+            dependencies: vec![self.decider.health()],
+        }
     }
 
     /// Answers at once, whatever the authoriser does.

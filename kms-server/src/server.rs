@@ -4,6 +4,7 @@
 //! of a request, its body, its answer, and the time without a request.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -25,12 +26,14 @@ use tracing::{debug, info, warn};
 use transport::{BindOptions, Endpoint, Listener, Stream};
 
 use crate::attest::Attester;
-use crate::authorise;
+use crate::audit::{self, Audit, Event};
 use crate::authorise::decider::Decider;
-use crate::config::{Config, Limits};
+use crate::authorise::{self, Authoriser};
+use crate::config::{AuthoriserConfig, Config, Limits};
 use crate::http::{Http, Peer};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
+use crate::peers::Peers;
 use crate::rpc::{Clock, Kms};
 use crate::sealed::Session;
 use crate::store::{self, Identity, Recovery, Store};
@@ -56,6 +59,9 @@ pub enum StartError {
     /// The root for Nitro documents is not one.
     #[error("the root for Nitro documents cannot be used")]
     NitroRoot(#[source] attestation::Error),
+    /// The audit log cannot be written.
+    #[error("there is no audit log")]
+    Audit(#[from] audit::OpenError),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[from] ratls::Error),
@@ -103,8 +109,8 @@ impl Server {
         let settings = config.clone();
         let now = clock();
         let (store, identity) = tokio::task::spawn_blocking(move || open_keys(&settings, now)).await??;
-        let settings = config.authoriser.clone();
-        let authoriser = tokio::task::spawn_blocking(move || authorise::from_config(settings)).await??;
+        let settings = (config.authoriser.clone(), config.audit_file.clone(), Arc::clone(&clock));
+        let (authoriser, audit) = tokio::task::spawn_blocking(move || open_authoriser(settings)).await??;
         let attester = Attester::new(config.nitro_root.as_deref()).map_err(StartError::NitroRoot)?;
         let tls = tls_acceptor(&identity)?;
 
@@ -118,7 +124,8 @@ impl Server {
         let limits = config.limits;
         let kms = Arc::new(Kms {
             identity,
-            decider: Decider::new(authoriser, config.decision_cache),
+            decider: Decider::new(authoriser, config.decision_cache, audit.clone()),
+            audit,
             attester,
             nitro_enclave_key_release: config.nitro_enclave_key_release,
             sealed_release: config.sealed_release,
@@ -126,13 +133,19 @@ impl Server {
             metrics: Metrics::default(),
             clock,
         });
-        let http =
-            Http::new(Arc::clone(&kms), config.body_limits, config.metrics, limits.body, limits.request);
+        let http = Http::new(
+            Arc::clone(&kms),
+            config.body_limits,
+            config.metrics,
+            limits.body,
+            limits.request,
+            limits.max_requests,
+        );
         let shutdown = CancellationToken::new();
         let stopped = TaskTracker::new();
         let describer = Arc::clone(&kms);
         let stop = shutdown.clone();
-        stopped.spawn(async move { stop.run_until_cancelled(describer.decider.describe_for_ever()).await });
+        stopped.spawn(async move { stop.run_until_cancelled(describer.decider.tend()).await });
         let listening = Listening { listener, tls, http: Arc::new(http), limits, shutdown: shutdown.clone() };
         stopped.spawn(listening.run());
         stopped.close();
@@ -171,6 +184,11 @@ impl ServerHandle {
     pub async fn shutdown(&self) {
         self.shutdown.cancel();
         self.stopped.wait().await;
+        if let Some(audit) = &self.kms.audit
+            && let Err(error) = audit.write(Event::Stop).await
+        {
+            warn!(%error, "the end is not in the audit log");
+        }
     }
 
     /// Returns when the server has stopped, which nothing but [`shutdown`](Self::shutdown) makes it do. Cancel safe.
@@ -216,6 +234,15 @@ fn open_keys(config: &Config, now: UnixMillis) -> Result<(Store, Identity), stor
     Ok((store, identity))
 }
 
+type Deciding = (Box<dyn Authoriser>, Option<Arc<Audit>>);
+
+fn open_authoriser(
+    (authoriser, audit, clock): (AuthoriserConfig, Option<PathBuf>, Clock),
+) -> Result<Deciding, StartError> {
+    let audit = audit.map(|file| Audit::open(&file, clock)).transpose()?.map(Arc::new);
+    Ok((authorise::from_config(authoriser)?, audit))
+}
+
 fn tls_acceptor(identity: &Identity) -> Result<TlsAcceptor, StartError> {
     let key = identity.rpc_key.to_pkcs8().map_err(store::Error::Key)?;
     let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
@@ -235,6 +262,7 @@ struct Listening {
 impl Listening {
     async fn run(self) {
         let places = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
+        let peers = Arc::new(Peers::new(self.limits.max_connections_per_peer));
         let open = TaskTracker::new();
         while let Some(accepted) = self.shutdown.run_until_cancelled(self.listener.accept()).await {
             let (stream, peer) = match accepted {
@@ -251,6 +279,16 @@ impl Listening {
                 debug!(%peer, "too many connections");
                 continue;
             };
+            let address = match &peer {
+                transport::Peer::Tcp(address) => Some(address.ip()),
+                transport::Peer::Vsock { .. } | transport::Peer::Unix { .. } => None,
+            };
+            // Only TCP is listened on, so there is an address.
+            let Some(seat) = address.and_then(|address| peers.admit(address)) else {
+                metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+                debug!(%peer, "the peer has too many connections");
+                continue;
+            };
             metrics.connections.fetch_add(1, Ordering::Relaxed);
             let connection = Connection {
                 tls: self.tls.clone(),
@@ -259,9 +297,9 @@ impl Listening {
                 shutdown: self.shutdown.clone(),
             };
             open.spawn(async move {
-                let _place = place;
+                let _held = (place, seat);
                 let metrics = Arc::clone(&connection.http.kms);
-                if let Err(error) = connection.serve(stream).await {
+                if let Err(error) = connection.serve(stream, peer.to_string().into()).await {
                     debug!(%peer, error, "connection ended");
                 }
                 metrics.metrics.connections.fetch_sub(1, Ordering::Relaxed);
@@ -287,7 +325,7 @@ struct Connection {
 
 impl Connection {
     /// From the handshake to the end. The error is for the log.
-    async fn serve(self, stream: Stream) -> Result<(), String> {
+    async fn serve(self, stream: Stream, address: Arc<str>) -> Result<(), String> {
         let handshake = timeout(self.limits.handshake, self.tls.accept(stream));
         let failed = &self.http.kms.metrics.handshakes_failed;
         let stream = match self.shutdown.run_until_cancelled(handshake).await {
@@ -302,16 +340,16 @@ impl Connection {
                 return Err(format!("no handshake within {:?}", self.limits.handshake));
             }
         };
-        self.serve_http(stream).await
+        self.serve_http(stream, address).await
     }
 
-    async fn serve_http(self, stream: TlsStream<Stream>) -> Result<(), String> {
+    async fn serve_http(self, stream: TlsStream<Stream>, address: Arc<str>) -> Result<(), String> {
         let (_, tls) = stream.get_ref();
         let certificate =
             tls.peer_certificates().and_then(<[_]>::first).map(|certificate| certificate.to_vec());
         // Without an exporter (TLS 1.2) everything but sealed release works.
         let session = Session::new(ratls::sealed::exporter(tls).ok());
-        let peer = Arc::new(Peer { certificate, session });
+        let peer = Arc::new(Peer { address, certificate, session });
         let activity = Arc::new(Activity::default());
         let service = service_fn({
             let (http, activity) = (Arc::clone(&self.http), Arc::clone(&activity));

@@ -3,17 +3,21 @@
 
 mod cache;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use kms_protocol::wire::webhook::{AuthInfo, bounded_reason};
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use self::cache::Cache;
 use super::{Authoriser, Grant, Question, Refusal};
+use crate::audit::{Audit, Event, Outcome};
 use crate::breaker::Breaker;
+use crate::context;
+use crate::metrics::{Dependency, Histogram};
 use crate::text::chain;
 
 /// Questions to an authoriser at the same time; further ones are refused at once.
@@ -28,37 +32,37 @@ pub(crate) struct Decider {
     breaker: Arc<Breaker>,
     open: Arc<Semaphore>,
     cache: Arc<Cache>,
+    /// Every decision is in it before anybody acts on it.
+    audit: Option<Arc<Audit>>,
+    statistics: Mutex<Statistics>,
     /// The last description; nobody waits for a new one.
     description: RwLock<Option<AuthInfo>>,
 }
 
-/// How an authoriser is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Health {
-    pub(crate) kind: &'static str,
-    /// Questions without an answer, in a row.
-    pub(crate) failures: u32,
-    /// Whether it is not asked at the moment.
-    pub(crate) paused: bool,
-    /// What an operator should look at.
-    pub(crate) trouble: Option<String>,
-}
-
-impl Health {
-    pub(crate) fn is_good(&self) -> bool {
-        self.failures == 0 && self.trouble.is_none()
-    }
+/// What the authoriser has done.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Statistics {
+    /// Decisions by outcome.
+    pub(crate) decisions: BTreeMap<&'static str, u64>,
+    /// How long it took, when it was asked.
+    pub(crate) time: Histogram,
 }
 
 impl Decider {
     /// Allowances of a remote authoriser are remembered for `remember`, which may be zero.
-    pub(crate) fn new(authoriser: Box<dyn Authoriser>, remember: Duration) -> Self {
+    pub(crate) fn new(
+        authoriser: Box<dyn Authoriser>,
+        remember: Duration,
+        audit: Option<Arc<Audit>>,
+    ) -> Self {
         let remember = if authoriser.is_remote() { remember } else { Duration::ZERO };
         Self {
             authoriser: authoriser.into(),
             breaker: Arc::default(),
             open: Arc::new(Semaphore::new(MAX_QUESTIONS)),
             cache: Arc::new(Cache::new(remember)),
+            audit,
+            statistics: Mutex::default(),
             description: RwLock::new(None),
         }
     }
@@ -67,14 +71,35 @@ impl Decider {
         self.authoriser.is_dev()
     }
 
-    /// The decision. An authoriser that was asked is heard to the end even when the caller goes away, so that its
-    /// silence counts.
+    /// The decision, once it is in the audit log.
     pub(crate) async fn decide(&self, question: Question) -> Result<Grant, Refusal> {
-        if !self.authoriser.is_remote() {
-            return self.authoriser.authorise(&question).await;
+        let question = Arc::new(question);
+        let answer = self.answer(&question).await;
+        if let Some(audit) = &self.audit {
+            let outcome = Outcome::from(&answer);
+            let event = Event::decision(&question, self.authoriser.kind(), outcome, context::peer());
+            // A refusal stays one, whatever becomes of its line.
+            if let (Err(error), Ok(_)) = (audit.write(event).await, &answer) {
+                self.count("not-audited");
+                return Err(Refusal::unavailable(&error.to_string()));
+            }
         }
-        let key = Cache::key(&question);
+        self.count(match &answer {
+            Ok(_) => "allowed",
+            Err(Refusal::Denied { .. }) => "denied",
+            Err(Refusal::Unavailable(_)) => "unavailable",
+        });
+        answer
+    }
+
+    /// An authoriser that was asked is heard to the end even when the caller goes away, so that its silence counts.
+    async fn answer(&self, question: &Arc<Question>) -> Result<Grant, Refusal> {
+        if !self.authoriser.is_remote() {
+            return self.authoriser.authorise(question).await;
+        }
+        let key = Cache::key(question);
         if let Some(grant) = self.cache.get(&key) {
+            self.count("remembered");
             return Ok(grant);
         }
         let room = Arc::clone(&self.open)
@@ -86,6 +111,8 @@ impl Decider {
             .pass()
             .map_err(|paused| Refusal::unavailable(&format!("the {kind} authoriser {paused}")))?;
         let (authoriser, cache) = (Arc::clone(&self.authoriser), Arc::clone(&self.cache));
+        let question = Arc::clone(question);
+        let asked = Instant::now();
         let asking = tokio::spawn(async move {
             let _room = room;
             let answer = authoriser.authorise(&question).await;
@@ -102,17 +129,27 @@ impl Decider {
             }
             answer
         });
+        let answer = asking.await;
+        self.statistics().time.record(asked.elapsed());
         // Only a panic or the runtime's end lets the task fail.
-        asking.await.unwrap_or_else(|_| Err(Refusal::unavailable("the question to the authoriser was lost")))
+        answer.unwrap_or_else(|_| Err(Refusal::unavailable("the question to the authoriser was lost")))
     }
 
-    pub(crate) fn health(&self) -> Health {
-        Health {
-            kind: self.authoriser.kind(),
+    pub(crate) fn health(&self) -> Dependency {
+        Dependency {
+            name: "authoriser",
             failures: self.breaker.failures(),
             paused: self.breaker.is_open(),
             trouble: self.authoriser.trouble(),
         }
+    }
+
+    pub(crate) fn statistics(&self) -> MutexGuard<'_, Statistics> {
+        self.statistics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, outcome: &'static str) {
+        *self.statistics().decisions.entry(outcome).or_default() += 1;
     }
 
     /// What the authoriser last said about itself; never waits.
@@ -120,8 +157,13 @@ impl Decider {
         self.description.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Keeps the description fresh until the future is dropped. A failure leaves the last one in place.
-    pub(crate) async fn describe_for_ever(&self) {
+    /// Keeps what is known fresh until the future is dropped.
+    pub(crate) async fn tend(&self) {
+        tokio::join!(self.describe_for_ever(), self.authoriser.tend());
+    }
+
+    /// A failure leaves the last description in place.
+    async fn describe_for_ever(&self) {
         loop {
             let pause = match self.authoriser.describe().await {
                 Ok(Some(description)) => {

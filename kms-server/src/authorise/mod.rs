@@ -41,6 +41,11 @@ pub trait Authoriser: Send + Sync {
     /// Facts for `GetMeta`, fetched in the background; `None` when there are none to fetch. Has a deadline of its own.
     fn describe(&self) -> Pending<'_, Result<Option<AuthInfo>, Refusal>>;
 
+    /// What it does besides answering, such as looking for a new version of its rules, until the future is dropped.
+    fn tend(&self) -> Pending<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Whether it asks somebody else: then there is a circuit breaker before it, and allowances may be cached.
     fn is_remote(&self) -> bool {
         true
@@ -86,6 +91,8 @@ pub struct Question {
     pub boot_info: BootInfo,
     /// The registers of a verified Nitro document. Empty for other platforms, and where only a boot info is known.
     pub registers: Vec<(PcrIndex, Pcr)>,
+    /// SHA-256 over the evidence as it came, for the audit log; no decision depends on it.
+    pub evidence: Option<[u8; 32]>,
 }
 
 impl Question {
@@ -141,6 +148,9 @@ pub enum Error {
     /// The chain cannot be asked as configured.
     #[error("the chain cannot be asked")]
     Chain(#[from] ::chain::Error),
+    /// The authorisation service could not be trusted.
+    #[error("the authorisation service cannot be asked")]
+    Trust(#[from] crate::fetch::TrustError),
 }
 
 /// The authoriser that the settings ask for. Reads files, so it belongs on a blocking thread.
@@ -150,9 +160,9 @@ pub enum Error {
 /// [`Error`]: a server without its authoriser does not start.
 pub fn from_config(config: AuthoriserConfig) -> Result<Box<dyn Authoriser>, Error> {
     Ok(match config {
-        AuthoriserConfig::Webhook { url, timeout } => Box::new(webhook::Webhook::new(url, timeout)),
+        AuthoriserConfig::Webhook(config) => Box::new(webhook::Webhook::new(config)?),
         AuthoriserConfig::Chain(config) => Box::new(chain::OnChain::new(&config)?),
-        AuthoriserConfig::Policy { file } => Box::new(policy::Policy::load(&file)?),
+        AuthoriserConfig::Policy { file, reload } => Box::new(policy::PolicyFile::open(file, reload)?),
         AuthoriserConfig::DangerAllowAll { gateway_app_id } => Box::new(DangerAllowAll { gateway_app_id }),
     })
 }

@@ -56,6 +56,7 @@ pub(super) struct Core {
     pub(super) attestation: Attestation,
     pub(super) image: Image,
     pub(super) admin: Admin,
+    pub(super) audit: Audit,
     pub(super) metrics: Metrics,
     pub(super) auth_api: AuthApi,
     pub(super) onboard: Onboard,
@@ -77,6 +78,7 @@ impl Default for Core {
             attestation: Attestation::default(),
             image: Image::default(),
             admin: Admin::default(),
+            audit: Audit::default(),
             metrics: Metrics::default(),
             auth_api: AuthApi::default(),
             onboard: Onboard::default(),
@@ -139,6 +141,13 @@ pub(super) struct Admin {
     pub(super) insecure_no_auth: bool,
 }
 
+/// A misspelt key here would mean that nothing is recorded.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Audit {
+    pub(super) file: Option<PathBuf>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct Metrics {
@@ -183,11 +192,12 @@ impl Default for AuthApi {
 pub(super) struct Webhook {
     pub(super) url: String,
     pub(super) timeout: String,
+    pub(super) root_ca: Option<PathBuf>,
 }
 
 impl Default for Webhook {
     fn default() -> Self {
-        Self { url: "http://auth-api:8000".into(), timeout: "10s".into() }
+        Self { url: "http://auth-api:8000".into(), timeout: "10s".into(), root_ca: None }
     }
 }
 
@@ -229,10 +239,17 @@ impl std::fmt::Debug for Chain {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default)]
 pub(super) struct Policy {
     pub(super) file: Option<PathBuf>,
+    pub(super) reload: String,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { file: None, reload: "2s".into() }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -273,6 +290,8 @@ pub(super) struct Server {
     pub(super) idle_timeout: String,
     pub(super) shutdown_grace: String,
     pub(super) max_connections: usize,
+    pub(super) max_connections_per_peer: usize,
+    pub(super) max_requests: usize,
     pub(super) max_verifications: usize,
     pub(super) verification_queue: usize,
 }
@@ -287,6 +306,8 @@ impl Default for Server {
             idle_timeout: "60s".into(),
             shutdown_grace: "10s".into(),
             max_connections: 2048,
+            max_connections_per_peer: 1536,
+            max_requests: 1024,
             max_verifications: 0,
             verification_queue: 256,
         }

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use crate::SealedRelease;
 use crate::authorise::chain::ChainConfig;
-use crate::authorise::webhook::WebhookUrl;
+use crate::authorise::webhook::WebhookConfig;
+use crate::fetch::BaseUrl;
 use crate::store::Domain;
 use crate::text::one_line;
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub authoriser: AuthoriserConfig,
     /// How long an allowance of an authoriser elsewhere is remembered; zero asks every time.
     pub decision_cache: Duration,
+    /// Where decisions are recorded.
+    pub audit_file: Option<PathBuf>,
     /// Whether `/metrics` answers.
     pub metrics: bool,
     /// Longest body per method, in bytes; others have [`DEFAULT_BODY_LIMIT`].
@@ -58,18 +61,15 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub enum AuthoriserConfig {
     /// The service at this address, by the webhook contract.
-    Webhook {
-        /// Where it is.
-        url: WebhookUrl,
-        /// How long it may take to answer.
-        timeout: Duration,
-    },
+    Webhook(WebhookConfig),
     /// The contracts on a chain.
     Chain(ChainConfig),
     /// A file of rules.
     Policy {
         /// Where it is.
         file: PathBuf,
+        /// How often it is looked at for a change.
+        reload: Duration,
     },
     /// Nobody: every application is allowed. For development only, and shown to every client.
     DangerAllowAll {
@@ -95,6 +95,10 @@ pub struct Limits {
     pub shutdown_grace: Duration,
     /// Open connections; further ones are closed at once.
     pub max_connections: usize,
+    /// Those of one peer: an IPv4 address, or a /64 network.
+    pub max_connections_per_peer: usize,
+    /// Requests that may wait at the same time; further ones are answered 503. `GetMeta` has as many of its own.
+    pub max_requests: usize,
     /// Attestations verified at the same time.
     pub max_verifications: usize,
     /// Requests that may wait for that; further ones are answered 503.
@@ -111,6 +115,8 @@ impl Default for Limits {
             idle: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(10),
             max_connections: 2048,
+            max_connections_per_peer: 1536,
+            max_requests: 1024,
             max_verifications: default_verifications(),
             verification_queue: 256,
         }
@@ -316,6 +322,7 @@ fn check(file: file::File, warnings: &mut Vec<String>) -> Result<Config, ConfigE
         sealed_release: sealed_release(&core.sealed_release)?,
         authoriser,
         decision_cache: duration_or_zero("core.auth_api.decision_cache", &core.auth_api.decision_cache)?,
+        audit_file: core.audit.file,
         metrics: core.metrics.enabled,
         body_limits: body_limits(&rpc.limits)?,
         limits: limits(&core.server)?,
@@ -441,17 +448,29 @@ fn nitro_root(attestation: &file::Attestation) -> Result<Option<String>, ConfigE
 fn authoriser(settings: &file::AuthApi, warnings: &mut Vec<String>) -> Result<AuthoriserConfig, ConfigError> {
     match settings.kind.as_str() {
         "webhook" => {
-            let url = WebhookUrl::parse(&settings.webhook.url).map_err(|reason| ConfigError::Value {
+            let url = BaseUrl::parse(&settings.webhook.url).map_err(|reason| ConfigError::Value {
                 key: "core.auth_api.webhook.url",
                 actual: settings.webhook.url.clone(),
                 expected: reason,
             })?;
             let timeout = duration("core.auth_api.webhook.timeout", &settings.webhook.timeout)?;
-            Ok(AuthoriserConfig::Webhook { url, timeout })
+            let root_ca = settings.webhook.root_ca.clone();
+            if root_ca.is_some() && !url.is_https() {
+                // The writer thinks that this connection is protected.
+                return Err(ConfigError::Value {
+                    key: "core.auth_api.webhook.root_ca",
+                    actual: url.name(),
+                    expected: "an https:// address in core.auth_api.webhook.url",
+                });
+            }
+            Ok(AuthoriserConfig::Webhook(WebhookConfig { url, timeout, root_ca }))
         }
         "chain" => chain::check(&settings.chain).map(AuthoriserConfig::Chain),
         "policy" => match &settings.policy.file {
-            Some(file) => Ok(AuthoriserConfig::Policy { file: file.clone() }),
+            Some(file) => {
+                let reload = duration("core.auth_api.policy.reload", &settings.policy.reload)?;
+                Ok(AuthoriserConfig::Policy { file: file.clone(), reload })
+            }
             None => Err(ConfigError::Value {
                 key: "core.auth_api.policy.file",
                 actual: String::new(),
@@ -525,6 +544,11 @@ fn limits(server: &file::Server) -> Result<Limits, ConfigError> {
         idle: duration("core.server.idle_timeout", &server.idle_timeout)?,
         shutdown_grace: duration("core.server.shutdown_grace", &server.shutdown_grace)?,
         max_connections: at_least_one("core.server.max_connections", server.max_connections)?,
+        max_connections_per_peer: at_least_one(
+            "core.server.max_connections_per_peer",
+            server.max_connections_per_peer,
+        )?,
+        max_requests: at_least_one("core.server.max_requests", server.max_requests)?,
         max_verifications: match server.max_verifications {
             0 => default_verifications(),
             number => number,

@@ -15,7 +15,7 @@ fn nothing_gives_upstreams_defaults() {
     assert_eq!(config.cert_dir, Path::new("/etc/kms/certs"));
     assert!(config.metrics && config.nitro_enclave_key_release);
     assert!(config.nitro_root.is_none() && config.auto_bootstrap_domain.is_none());
-    assert!(matches!(config.authoriser, AuthoriserConfig::Webhook { .. }));
+    assert!(matches!(config.authoriser, AuthoriserConfig::Webhook(_)));
 }
 
 #[test]
@@ -84,7 +84,9 @@ fn values_are_checked() {
         ("[core.onboard]\nauto_bootstrap_domain = \"a_b\"", "auto_bootstrap_domain"),
         ("[core.auth_api]\ntype = \"none\"", "core.auth_api.type"),
         ("[core.auth_api]\ntype = \"policy\"", "core.auth_api.policy.file"),
-        ("[core.auth_api.webhook]\nurl = \"https://x\"", "core.auth_api.webhook.url"),
+        ("[core.auth_api.webhook]\nurl = \"ftp://x\"", "core.auth_api.webhook.url"),
+        ("[core.auth_api.webhook]\nroot_ca = \"x\"", "core.auth_api.webhook.root_ca"),
+        ("[core.auth_api]\ndecision_cache = \"1\"", "core.auth_api.decision_cache"),
         ("[core.auth_api.webhook]\nurl = \"http://u:p@x\"", "core.auth_api.webhook.url"),
         ("[core.auth_api.webhook]\ntimeout = \"0s\"", "core.auth_api.webhook.timeout"),
         ("[core.server]\nidle_timeout = \"10\"", "core.server.idle_timeout"),

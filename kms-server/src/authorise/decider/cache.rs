@@ -35,7 +35,8 @@ impl Cache {
 
     /// Names everything a decision can depend on.
     pub(super) fn key(question: &Question) -> Key {
-        let Question { purpose, boot_info, registers } = question;
+        // Evidence is new for every connection, and what it proves is in the other fields.
+        let Question { purpose, boot_info, registers, evidence: _ } = question;
         let mut hash = Context::new(&SHA256);
         hash.update(purpose.name().as_bytes());
         let boot_info = boot_info.to_json(BootInfoKeys::TeeVariant);

@@ -43,7 +43,7 @@ impl World {
         let answer = Arc::new(RwLock::new(yes()));
         let asked = Arc::new(AtomicUsize::new(0));
         let scripted = Scripted { answer: Arc::clone(&answer), asked: Arc::clone(&asked), delay };
-        Self { decider: Decider::new(Box::new(scripted), remember), answer, asked }
+        Self { decider: Decider::new(Box::new(scripted), remember, None), answer, asked }
     }
 
     fn says(&self, answer: Result<Grant, Refusal>) {
@@ -65,7 +65,7 @@ fn silence() -> Result<Grant, Refusal> {
 
 fn question(app: u8) -> Question {
     let boot_info = BootInfo { app_id: vec![app; 20], ..BootInfo::default() };
-    Question { purpose: Purpose::App, boot_info, registers: Vec::new() }
+    Question { purpose: Purpose::App, boot_info, registers: Vec::new(), evidence: None }
 }
 
 const REMEMBER: Duration = Duration::from_secs(60);
