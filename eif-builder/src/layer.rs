@@ -19,6 +19,10 @@ const MAX_EXTENDED_LEN: u64 = 1 << 20;
 /// Most different attribute names kept for the report.
 const MAX_REPORTED: usize = 1000;
 
+/// Why a sparse file is refused.
+const SPARSE: &str =
+    "a sparse file, which container engines do not write; unpack and pack it again without --sparse";
+
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS_METADATA: &[u8] = b".wh..wh.";
@@ -93,6 +97,7 @@ struct Extended {
     gid: Option<u64>,
     mtime: Option<u64>,
     attributes: Vec<String>,
+    is_sparse: bool,
 }
 
 impl Extended {
@@ -109,13 +114,9 @@ impl Extended {
                 b"gid" => self.gid = Some(number(value, label, "gid")?),
                 // Times before the epoch exist in old layers; the kernel ignores all of them.
                 b"mtime" => self.mtime = number(value, label, "mtime").ok(),
-                _ if key.starts_with(b"GNU.sparse.") => {
-                    return Err(refused(
-                        label,
-                        "(extended header)",
-                        "a sparse file, which layers do not contain",
-                    ));
-                }
+                // No engine writes them, and three formats exist. The name in the entry behind it is made up.
+                b"GNU.sparse.name" => return Err(sparse(label, value)),
+                _ if key.starts_with(b"GNU.sparse.") => self.is_sparse = true,
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                         self.attributes.push(cpio::display(name));
@@ -141,8 +142,11 @@ struct Member {
 impl Member {
     fn from_entry<R: Read>(entry: &tar::Entry<'_, R>, extended: Extended) -> Result<Self, (String, String)> {
         let header = entry.header();
-        let Extended { name, link, size, uid, gid, mtime, attributes } = extended;
+        let Extended { name, link, size, uid, gid, mtime, attributes, is_sparse } = extended;
         let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
+        if is_sparse || header.entry_type() == EntryType::GNUSparse {
+            return Err((cpio::display(&name), SPARSE.to_owned()));
+        }
         let shown = cpio::display(&name);
         let refuse = |reason: String| (shown.clone(), reason);
         let link = link
@@ -323,6 +327,10 @@ fn number(value: &[u8], label: &str, what: &str) -> Result<u64, Error> {
         .ok()
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| refused(label, "(extended header)", format!("{what} is {:?}", cpio::display(value))))
+}
+
+fn sparse(label: &str, name: &[u8]) -> Error {
+    refused(label, &cpio::display(name), SPARSE)
 }
 
 fn refused(label: &str, entry: &str, reason: impl Into<String>) -> Error {

@@ -213,6 +213,27 @@ fn long_names_come_from_gnu_and_pax_headers_and_are_bounded() {
 }
 
 #[test]
+fn sparse_files_are_refused_by_name() {
+    assert!(refusal(&[(tar::EntryType::GNUSparse, "disk.img", "")]).contains("\"disk.img\": a sparse file"));
+    // PAX formats 0.x announce the map in records, 1.0 also the real name: the entry's own is made up.
+    for (records, name) in [
+        (&[("GNU.sparse.major", "1"), ("GNU.sparse.name", "real")][..], "real"),
+        (&[("GNU.sparse.size", "1048576"), ("GNU.sparse.map", "0,5")], "entry"),
+    ] {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes()))).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_data(&mut header, "entry", &b"12345"[..]).unwrap();
+        let error = tree_of(&[builder.into_inner().unwrap()]).unwrap_err().to_string();
+        assert!(error.contains(&format!("\"{name}\": a sparse file")), "{error}");
+    }
+}
+
+#[test]
 fn content_is_bounded() {
     let mut tree = Tree::in_memory(Limits { entries: 10, content: 4 });
     let error =
