@@ -32,6 +32,7 @@ mod recipe;
 pub mod registry;
 #[doc(hidden)]
 pub mod replay;
+mod scratch;
 mod sign;
 mod signature;
 pub mod source;

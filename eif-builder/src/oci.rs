@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::Deserialize;
+use tempfile::NamedTempFile;
+#[cfg(feature = "command")]
+use tempfile::TempDir;
 
 use crate::error::{Error, IoContext};
 use crate::format::Arch;
 use crate::layer::{self, Lost};
+use crate::scratch::Scratch;
 use crate::tree::{Limits, Tree};
 
 /// Largest manifest, index or configuration, in bytes; registries refuse more than 4 MiB.
@@ -145,9 +149,9 @@ pub struct ContainerImage {
 #[derive(Debug)]
 #[expect(dead_code, reason = "held for what happens when they are dropped")]
 enum Kept {
-    Archive(tempfile::TempPath),
+    Archive(Scratch<NamedTempFile>),
     #[cfg(feature = "command")]
-    Folder(tempfile::TempDir),
+    Folder(Scratch<TempDir>),
 }
 
 /// A layer: where its bytes are and what they must be.
@@ -289,7 +293,7 @@ impl ContainerImage {
 
     /// Deletes `folder` together with the image.
     #[cfg(feature = "command")]
-    pub(crate) fn keep_folder(&mut self, folder: tempfile::TempDir) {
+    pub(crate) fn keep_folder(&mut self, folder: Scratch<TempDir>) {
         self.kept = Some(Kept::Folder(folder));
     }
 
@@ -427,7 +431,7 @@ impl<R: Read> Read for Hashing<R> {
 /// The members of an archive, found without unpacking it to disk (a packed archive is unpacked once).
 struct Members {
     file: PathBuf,
-    unpacked: Option<tempfile::TempPath>,
+    unpacked: Option<Scratch<NamedTempFile>>,
     ranges: BTreeMap<String, Place>,
 }
 
@@ -494,7 +498,7 @@ impl Members {
 }
 
 /// The archive itself, or an unpacked temporary copy of a packed one.
-fn plain_archive(path: &Path) -> Result<(PathBuf, Option<tempfile::TempPath>), Error> {
+fn plain_archive(path: &Path) -> Result<(PathBuf, Option<Scratch<NamedTempFile>>), Error> {
     let mut file = File::open(path).context("open", path)?;
     let mut start = Vec::new();
     (&mut file).take(4).read_to_end(&mut start).context("read", path)?;
@@ -502,15 +506,15 @@ fn plain_archive(path: &Path) -> Result<(PathBuf, Option<tempfile::TempPath>), E
         return Ok((path.to_owned(), None));
     }
     file.rewind().context("read", path)?;
-    let mut copy = tempfile::NamedTempFile::new().context("create", "a temporary file")?;
+    let copy = Scratch::file()?;
     let max = Limits::default().content;
     let mut unpacked = layer::decompressed(file).context("read", path)?.take(max);
-    io::copy(&mut unpacked, &mut copy).context("unpack", path)?;
+    io::copy(&mut unpacked, &mut copy.as_file()).context("unpack", path)?;
     if unpacked.limit() == 0 {
         let object = path.display().to_string();
         return Err(Error::Limit { object, unit: "unpacked bytes", actual: max, max });
     }
-    Ok((copy.path().to_owned(), Some(copy.into_temp_path())))
+    Ok((copy.path().to_owned(), Some(copy)))
 }
 
 /// `target` as seen from the folder of `name`.

@@ -10,6 +10,7 @@ use crate::error::{Error, IoContext};
 use crate::format::{Arch, MAX_CMDLINE_LEN, SectionKind};
 use crate::measure::extend;
 use crate::metadata::Metadata;
+use crate::scratch::Scratch;
 use crate::sign::Signer;
 
 /// Writes the uncompressed bytes of a ramdisk. Called once per assembly; must write the same bytes every time.
@@ -71,14 +72,9 @@ impl Recipe {
     /// # Errors
     /// When an input cannot be read or does not fit the format, or when writing fails.
     pub fn write(&self, output: &Path) -> Result<Assembled, Error> {
-        let directory = match output.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        let file = builder.prefix(".eif-").tempfile_in(directory).context("create a file in", directory)?;
+        let file = Scratch::beside(output)?;
         let (assembled, _) = self.assemble(Assembler::writing(self.arch, file.as_file())?)?;
-        publish(file, output)?;
+        file.publish(output)?;
         Ok(assembled)
     }
 
@@ -130,14 +126,6 @@ impl Ramdisk {
             }
         }
     }
-}
-
-/// Gives a finished temporary file its name, with the permissions that the umask leaves of 0644.
-pub(crate) fn publish(file: tempfile::NamedTempFile, output: &Path) -> Result<(), Error> {
-    let file = file.persist(output).map_err(|error| error.error).context("write", output)?;
-    // A temporary file is private; an image is not.
-    use std::os::unix::fs::PermissionsExt as _;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644)).context("write", output)
 }
 
 fn copy_file<W: Write>(path: &Path, payload: &mut Payload<'_, W>) -> Result<(), Error> {

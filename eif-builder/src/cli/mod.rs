@@ -37,6 +37,7 @@ impl std::fmt::Debug for Io<'_> {
 /// # Errors
 /// [`Failure`] with the exit code and, where one is known, the next step.
 pub fn run_here(command: &Command, now: i64) -> Result<Exit, Failure> {
+    end_on_interrupt().map_err(|error| Failure::new(Exit::Internal, error))?;
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
     let taken = |source| Error::Io { action: "write", object: "the answer".into(), source };
     let result = run(command, &mut Io { out: &mut out, err: &mut err, now });
@@ -46,6 +47,19 @@ pub fn run_here(command: &Command, now: i64) -> Result<Exit, Failure> {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(Exit::Done),
         Err(error) => Err(failure(error)),
     }
+}
+
+/// SIGINT and SIGTERM end the program without leaving temporary files behind. Images have their final name only when
+/// they are complete, so there is nothing else to tidy up.
+fn end_on_interrupt() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stop = runtime.block_on(async { command_line::signals::stop_token() })?;
+    std::thread::spawn(move || {
+        runtime.block_on(stop.cancelled());
+        crate::scratch::sweep();
+        std::process::exit(Exit::Interrupted.code().into())
+    });
+    Ok(())
 }
 
 fn failure(error: Error) -> Failure {

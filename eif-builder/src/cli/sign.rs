@@ -8,8 +8,8 @@ use crate::assemble::{Assembled, Assembler};
 use crate::error::{Error, IoContext};
 use crate::format::SectionKind;
 use crate::image::Image;
-use crate::problem::{Lenient, Problem};
-use crate::recipe::publish;
+use crate::problem::{Lenient, Problem, Strict};
+use crate::scratch::Scratch;
 use crate::sign::Signer;
 
 pub(super) fn run(args: &SignArgs, io: &mut Io<'_>) -> Result<(), Error> {
@@ -38,12 +38,7 @@ fn rewrite(image: &Path, output: &Path, signer: Option<&Signer>) -> Result<Assem
     {
         return Err(Error::Format(finding.clone()));
     }
-    let directory = match output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    let file = builder.prefix(".eif-").tempfile_in(directory).context("create a file in", directory)?;
+    let file = Scratch::beside(output)?;
     let mut assembler = Assembler::rewriting(image.header(), file.as_file())?;
     for section in image.sections().to_vec() {
         if section.kind != SectionKind::Signature {
@@ -53,7 +48,7 @@ fn rewrite(image: &Path, output: &Path, signer: Option<&Signer>) -> Result<Assem
         }
     }
     let (assembled, _) = assembler.finish(signer)?;
-    publish(file, output)?;
+    file.publish(output)?;
     Ok(assembled)
 }
 
