@@ -77,6 +77,9 @@ pub enum Error {
     /// The registry did not deliver.
     #[error("registry: {0}")]
     Registry(String),
+    /// The registry or its token service did not let us in.
+    #[error("registry: {0}")]
+    RegistryDenied(String),
     /// A peer did not answer in time.
     #[error("no answer from {object} within {seconds} s")]
     Timeout {
@@ -107,6 +110,7 @@ impl Error {
             | Self::Layer { .. }
             | Self::Limit { .. }
             | Self::Digest { .. }
+            | Self::RegistryDenied(_)
             | Self::Refused(_) => Exit::Refused,
             Self::Timeout { .. } => Exit::NoAnswer,
         }
@@ -124,7 +128,10 @@ impl Error {
             }
             Self::Format(_) => "`eif-builder verify FILE` lists everything that is wrong with the file",
             Self::NotAFile { .. } => "give the path of a file",
-            Self::Timeout { .. } => "check the network, or give --timeout a larger value",
+            Self::RegistryDenied(_) => {
+                "`docker login REGISTRY` writes what is read here: $DOCKER_CONFIG/config.json, else ~/.docker/config.json"
+            }
+            Self::Timeout { .. } => "check the address and the network",
             _ => return None,
         })
     }

@@ -14,7 +14,11 @@ pub mod cli;
 mod compress;
 pub mod cpio;
 mod cpio_read;
+#[cfg(feature = "command")]
+mod credentials;
 mod diff;
+#[cfg(feature = "command")]
+mod distribution;
 mod error;
 pub mod format;
 mod image;

@@ -12,6 +12,7 @@ use eif_builder::cli::{Command, Io, run};
 use eif_builder::{Error, Image, SectionKind, Strict, read_ramdisk};
 use support::Inputs;
 use support::images::{kernel, static_elf, test_image};
+use support::registry::{Access, Fault, Registry};
 
 #[derive(Parser)]
 struct Cli {
@@ -73,7 +74,7 @@ fn layout_archive_and_registry_give_the_same_hash() {
     image.write_layout(&layout);
     image.write_archive(&archive);
     std::fs::write(&packed, support::images::gzip(&std::fs::read(&archive).unwrap())).unwrap();
-    let reference = image.serve();
+    let registry = Registry::start("127.0.0.1", None, image, Access::Open, Fault::None);
 
     let output = inputs.path("image.eif");
     let build = |source: &[&str]| {
@@ -91,7 +92,7 @@ fn layout_archive_and_registry_give_the_same_hash() {
 
     assert_eq!(build(&["--docker-archive", text(&archive)]), first);
     assert_eq!(build(&["--docker-archive", text(&packed)]), first);
-    assert_eq!(build(&["--image", &reference]), first);
+    assert_eq!(build(&["--image", &registry.reference()]), first);
 }
 
 /// nitro-cli drops ENTRYPOINT when there is a CMD; container engines do not, and neither do we.

@@ -7,8 +7,7 @@
     reason = "each test binary uses its own part; a set-up that fails is a failed test"
 )]
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
 use std::path::Path;
 
 use super::sha256;
@@ -144,49 +143,5 @@ impl TestImage {
         let list = serde_json::json!([{ "Config": "config.json", "RepoTags": ["app:1"], "Layers": names }]);
         add("manifest.json", list.to_string().as_bytes());
         std::fs::write(path, builder.into_inner().unwrap()).unwrap();
-    }
-
-    /// Serves the image on this machine as `host:port/app:1` until the process ends.
-    pub fn serve(self) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                self.answer(&mut stream.unwrap());
-            }
-        });
-        format!("{address}/app:1")
-    }
-
-    fn answer(&self, stream: &mut TcpStream) {
-        let mut request = Vec::new();
-        let mut byte = [0];
-        while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
-            request.push(byte[0]);
-        }
-        let line = String::from_utf8_lossy(&request).lines().next().unwrap_or_default().to_owned();
-        let path = line.split(' ').nth(1).unwrap_or_default();
-        let found = match path {
-            "/v2/" => Some((&b"{}"[..], "application/json")),
-            "/v2/app/manifests/1" => Some((self.index.as_slice(), "application/vnd.oci.image.index.v1+json")),
-            _ => {
-                let digest = path.rsplit("sha256:").next().unwrap_or_default();
-                let kind = if path.contains("/manifests/") {
-                    "application/vnd.oci.image.manifest.v1+json"
-                } else {
-                    "application/octet-stream"
-                };
-                self.blobs().into_iter().find(|blob| sha256(blob) == digest).map(|blob| (blob, kind))
-            }
-        };
-        let (status, body, kind) = match found {
-            Some((body, kind)) => ("200 OK", body, kind),
-            None => ("404 Not Found", &b"{}"[..], "application/json"),
-        };
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 pub mod images;
+pub mod registry;
 
 use std::path::{Path, PathBuf};
 
@@ -142,6 +143,18 @@ pub fn fix_crc(image: &mut [u8]) {
     crc.update(&image[548..]);
     let crc = crc.finalize();
     image[544..548].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// The `eif-builder` program.
+pub fn program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_eif-builder"))
+}
+
+/// A program that may be installed.
+pub fn in_path(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
 }
 
 /// A path next to the repository, when it is there.
