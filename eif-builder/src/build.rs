@@ -8,11 +8,12 @@ use crate::compress::Compression;
 use crate::error::{Error, IoContext};
 use crate::format::Arch;
 use crate::layer::Lost;
+use crate::linuxkit;
 use crate::metadata::Metadata;
 use crate::oci::{ContainerImage, Hashing, RunConfig, sha256};
 use crate::provenance::Input;
-use crate::ramdisk::{Init, Process, resolve_user};
-use crate::recipe::{Ramdisk, Recipe, check_kernel};
+use crate::ramdisk::{Init, Process, lines, resolve_user};
+use crate::recipe::{Fill, Ramdisk, Recipe, check_kernel};
 use crate::sign::Signer;
 use crate::source;
 use crate::tree::{Limits, Tree};
@@ -37,6 +38,17 @@ pub enum Application {
     DockerArchive(PathBuf, Option<String>),
     /// An image in a registry.
     Registry(String),
+}
+
+/// What the ramdisk of a container image looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Sorted by path, constant times, hard links kept, ENTRYPOINT followed by CMD.
+    #[default]
+    Sorted,
+    /// What nitro-cli and the tools it calls make of the image, so that PCR2 of an existing one can be rebuilt: CMD
+    /// displaces ENTRYPOINT, WORKDIR and USER are dropped.
+    NitroCli,
 }
 
 /// Changes to what a container image says about running it.
@@ -69,6 +81,8 @@ pub struct Build {
     pub application: Application,
     /// Changes to how it runs.
     pub overrides: Overrides,
+    /// What its ramdisk looks like.
+    pub layout: Layout,
     /// How the application's ramdisk is packed.
     pub compression: Compression,
     /// Metadata section.
@@ -122,10 +136,15 @@ impl Build {
             Init::Application => {}
         }
         let (tree, run) = self.application(&mut lost, &mut inputs, pull)?;
-        let process = process(&tree, run, &self.overrides)?;
-        let notes = self.check_lost(&lost)?;
+        let mut notes = self.check_lost(&lost)?;
         let label = self.application.name();
-        let fill = self.init.app_ramdisk(tree, &process)?;
+        let fill = match self.layout {
+            Layout::Sorted => {
+                let process = process(&tree, run, &self.overrides)?;
+                self.init.app_ramdisk(tree, &process)?
+            }
+            Layout::NitroCli => self.nitro_cli_ramdisk(tree, run, &mut notes)?,
+        };
         if matches!(self.application, Application::Directory(_)) {
             // A folder has no digest of its own: that of its archive stands for it.
             let mut digest = HashingSink::default();
@@ -190,6 +209,36 @@ impl Build {
         Ok((tree, image.run))
     }
 
+    fn nitro_cli_ramdisk(&self, tree: Tree, run: RunConfig, notes: &mut Vec<String>) -> Result<Fill, Error> {
+        const LAYOUT: &str = "layout nitro-cli";
+        if !matches!(self.init, Init::Aws { .. }) {
+            return Err(Error::input(LAYOUT, "is what AWS's init reads; it goes with init aws"));
+        }
+        if matches!(self.application, Application::Binary(_) | Application::Directory(_)) {
+            return Err(Error::input(LAYOUT, "is for container images"));
+        }
+        if self.compression != Compression::None {
+            return Err(Error::input(LAYOUT, "is not packed; leave the compression out"));
+        }
+        let Overrides { entrypoint, cmd, env, workdir, user } = self.overrides.clone();
+        let (workdir, user) = (workdir.unwrap_or(run.working_dir), user.unwrap_or(run.user));
+        if !matches!(workdir.as_str(), "" | "/") {
+            notes.push(format!("WORKDIR {workdir} is dropped, as nitro-cli does: everything starts in /"));
+        }
+        if !matches!(user.as_str(), "" | "0" | "root" | "0:0" | "root:root") {
+            notes.push(format!("USER {user} is dropped, as nitro-cli does: everything runs as root"));
+        }
+        let (entrypoint, cmd) = (entrypoint.unwrap_or(run.entrypoint), cmd.unwrap_or(run.cmd));
+        let command = if cmd.is_empty() { entrypoint } else { cmd };
+        if command.is_empty() {
+            return Err(Error::input(
+                "the image",
+                "has neither ENTRYPOINT nor CMD; give a command after `--`",
+            ));
+        }
+        linuxkit::app_ramdisk(tree, lines(&command)?, lines(&merged(run.env, env))?)
+    }
+
     fn check_lost(&self, lost: &Lost) -> Result<Vec<String>, Error> {
         let Lost { capabilities, attributes, sockets } = lost;
         let list =
@@ -235,14 +284,18 @@ fn process(tree: &Tree, run: RunConfig, overrides: &Overrides) -> Result<Process
     let default_cmd = if entrypoint.is_some() { Vec::new() } else { run.cmd };
     let mut args = entrypoint.unwrap_or(run.entrypoint);
     args.extend(cmd.unwrap_or(default_cmd));
-    let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
-    let mut pairs = run.env;
-    pairs.retain(|pair| !env.iter().any(|newer| name(newer) == name(pair)));
-    pairs.extend(env);
     let (uid, gid) = resolve_user(tree, &user.unwrap_or(run.user))?;
     let cwd = workdir.unwrap_or(run.working_dir);
     let cwd = if cwd.is_empty() { "/".to_owned() } else { cwd };
-    Ok(Process { args, env: pairs, cwd, uid, gid })
+    Ok(Process { args, env: merged(run.env, env), cwd, uid, gid })
+}
+
+/// The image's environment with changes; a later value wins.
+fn merged(mut env: Vec<String>, newer: Vec<String>) -> Vec<String> {
+    let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
+    env.retain(|pair| !newer.iter().any(|newer| name(newer) == name(pair)));
+    env.extend(newer);
+    env
 }
 
 /// Digests what is written to it.

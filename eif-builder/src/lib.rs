@@ -24,6 +24,7 @@ pub mod format;
 mod image;
 mod inspect;
 pub mod layer;
+mod linuxkit;
 mod measure;
 pub mod metadata;
 pub mod oci;

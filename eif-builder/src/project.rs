@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::agent_config::{AgentTable, KmsTable};
-use crate::build::{Application, Build, CMDLINE_AARCH64, CMDLINE_X86_64, Overrides};
+use crate::build::{Application, Build, CMDLINE_AARCH64, CMDLINE_X86_64, Layout, Overrides};
 use crate::compress::Compression;
 use crate::error::{Error, IoContext};
 use crate::format::Arch;
@@ -90,6 +90,28 @@ pub struct ImageTable {
     pub drop_capabilities: bool,
     /// How the ramdisk is packed.
     pub compression: CompressionName,
+    /// What the ramdisk of a container image looks like.
+    pub layout: LayoutName,
+}
+
+/// Layout, by name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LayoutName {
+    /// Sorted.
+    #[default]
+    Sorted,
+    /// As nitro-cli makes it.
+    NitroCli,
+}
+
+impl From<LayoutName> for Layout {
+    fn from(name: LayoutName) -> Self {
+        match name {
+            LayoutName::Sorted => Self::Sorted,
+            LayoutName::NitroCli => Self::NitroCli,
+        }
+    }
 }
 
 /// Compression, by name.
@@ -252,6 +274,7 @@ impl Project {
             application: self.application()?,
             overrides: Overrides { entrypoint, cmd, env, workdir, user },
             compression: self.file.image.compression.into(),
+            layout: self.file.image.layout.into(),
             metadata: self.metadata(epoch)?,
             signer: None,
             drop_capabilities: self.file.image.drop_capabilities,

@@ -155,7 +155,7 @@ fn ensure_directory(tree: &mut Tree, name: &str) -> Result<(), Error> {
 }
 
 /// One item per line. There is no way to write an item with a newline in it.
-fn lines(items: &[String]) -> Result<Vec<u8>, Error> {
+pub(crate) fn lines(items: &[String]) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     for item in items {
         if item.contains('\n') {

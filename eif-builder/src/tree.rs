@@ -186,6 +186,18 @@ impl Tree {
         self.names.iter().map(|(path, name)| (path.as_slice(), &self.inodes[name.inode]))
     }
 
+    /// All paths in the order in which a walk through sorted directories meets them, with a number for the file that
+    /// all of its names share. Unlike in byte order, `a/b` comes before `a.b`.
+    pub(crate) fn walk(&self) -> Vec<(&[u8], usize, &Inode)> {
+        let mut paths: Vec<_> = self
+            .names
+            .iter()
+            .map(|(path, name)| (path.as_slice(), name.inode, &self.inodes[name.inode]))
+            .collect();
+        paths.sort_by(|(a, ..), (b, ..)| components(a).cmp(components(b)));
+        paths
+    }
+
     /// Copies content to the spool.
     ///
     /// # Errors
@@ -450,7 +462,7 @@ impl Tree {
 
 impl Inode {
     /// The archive member for this file; the time is the constant one.
-    fn entry(&self, name: Vec<u8>) -> cpio::Entry {
+    pub(crate) fn entry(&self, name: Vec<u8>) -> cpio::Entry {
         let (kind, len, rdev) = match &self.kind {
             Kind::Directory => (FileType::Directory, 0, (0, 0)),
             Kind::File(content) => (FileType::Regular, content.len(), (0, 0)),

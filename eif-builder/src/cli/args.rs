@@ -166,6 +166,25 @@ impl From<CompressionArg> for crate::Compression {
     }
 }
 
+/// What the ramdisk of a container image looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LayoutArg {
+    /// Sorted by path, constant times, ENTRYPOINT followed by CMD
+    #[default]
+    Sorted,
+    /// Byte for byte what nitro-cli makes of the image, to rebuild the PCR2 of an existing one
+    NitroCli,
+}
+
+impl From<LayoutArg> for crate::build::Layout {
+    fn from(layout: LayoutArg) -> Self {
+        match layout {
+            LayoutArg::Sorted => Self::Sorted,
+            LayoutArg::NitroCli => Self::NitroCli,
+        }
+    }
+}
+
 /// `eif-builder build`
 #[derive(Debug, Args)]
 pub struct BuildArgs {
@@ -224,6 +243,9 @@ pub struct BuildArgs {
     /// How the application's ramdisk is packed
     #[arg(long, value_enum, default_value = "none")]
     pub compression: CompressionArg,
+    /// What the ramdisk of a container image looks like
+    #[arg(long, value_enum, default_value = "sorted")]
+    pub layout: LayoutArg,
     /// Leave out file capabilities, which a ramdisk cannot hold
     #[arg(long)]
     pub drop_capabilities: bool,

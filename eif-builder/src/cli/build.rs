@@ -123,6 +123,7 @@ fn from_flags(args: &BuildArgs, application: Application) -> Result<Build, Error
             user: args.user.clone(),
         },
         compression: args.compression.into(),
+        layout: args.layout.into(),
         signer: None,
         drop_capabilities: args.drop_capabilities,
     })

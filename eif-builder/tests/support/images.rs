@@ -76,12 +76,17 @@ pub fn test_image(run: &serde_json::Value) -> TestImage {
         (zstd(&plain[1]), plain[1].clone()),
         (plain[2].clone(), plain[2].clone()),
     ];
+    test_image_of(run, layers)
+}
+
+/// A container image of these layers, packed and plain.
+pub fn test_image_of(run: &serde_json::Value, layers: Vec<(Vec<u8>, Vec<u8>)>) -> TestImage {
     let digest = |bytes: &[u8]| format!("sha256:{}", sha256(bytes));
     let config = serde_json::json!({
         "architecture": "amd64",
         "os": "linux",
         "config": run,
-        "rootfs": { "type": "layers", "diff_ids": plain.iter().map(|layer| digest(layer)).collect::<Vec<_>>() },
+        "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|(_, plain)| digest(plain)).collect::<Vec<_>>() },
     })
     .to_string()
     .into_bytes();
