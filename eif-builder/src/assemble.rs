@@ -148,7 +148,7 @@ impl<W: Write + Seek> Assembler<W> {
         let measurer = std::mem::replace(&mut self.measurer, Measurer::start());
         let mut registers = measurer.finish()?;
         if let Some(signer) = signer {
-            let section = signer.section(&registers.pcr0);
+            let section = signer.section(&registers.pcr0)?;
             if section.len() as u64 > MAX_SIGNATURE_LEN {
                 return Err(Error::Limit {
                     object: "the signature section".into(),

@@ -1,6 +1,11 @@
-//! Signing with a local key. Nonces are derived from key and message (RFC 6979), so that the same image signed
-//! with the same key has the same bytes.
+//! Signing with a local key, or with a key elsewhere.
+//!
+//! With a local key, nonces are derived from key and message (RFC 6979), so that the same image signed with the same
+//! key has the same bytes. A key in a key management service or a hardware module signs [`Signer::message`] with
+//! that service's own tools, and the result is attached.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use attestation::Pcr;
@@ -8,9 +13,11 @@ use p256::pkcs8::DecodePrivateKey as _;
 use zeroize::Zeroizing;
 
 use crate::error::{Error, IoContext};
-use crate::signature::{Algorithm, encode_section, parse_certificate, read_certificate};
+use crate::signature::{
+    Algorithm, Signature, encode_section, fixed_width, message_for, parse_certificate, read_certificate,
+};
 
-/// A private key and the certificate that goes with it.
+/// A certificate, and what signs with its key.
 pub struct Signer {
     key: Key,
     certificate_pem: Vec<u8>,
@@ -20,6 +27,8 @@ pub struct Signer {
 enum Key {
     P256(p256::ecdsa::SigningKey),
     P384(p384::ecdsa::SigningKey),
+    /// The key is elsewhere; this is what it made.
+    Elsewhere(Vec<u8>),
 }
 
 impl std::fmt::Debug for Signer {
@@ -41,25 +50,60 @@ impl Signer {
         Ok(signer)
     }
 
+    /// A signature that was made elsewhere, over [`Signer::message`], and the certificate of its key. It is checked
+    /// when it meets its image.
+    ///
+    /// # Errors
+    /// When one of the files cannot be read.
+    pub fn detached(signature: &Path, certificate: &Path) -> Result<Self, Error> {
+        // The longest one, P-521 in DER, has 139 bytes.
+        const MAX: u64 = 1 << 10;
+        let (certificate_pem, certificate_der) = read_certificate(certificate)?;
+        let mut bytes = Vec::new();
+        File::open(signature)
+            .and_then(|file| file.take(MAX).read_to_end(&mut bytes))
+            .context("read the signature", signature)?;
+        Ok(Self { key: Key::Elsewhere(bytes), certificate_pem, certificate_der })
+    }
+
+    /// What the key of a certificate has to sign for an image with this PCR0 (RFC 9052 §4.4), and the algorithm.
+    ///
+    /// # Errors
+    /// When the certificate cannot be read, or its key is on none of the three curves.
+    pub fn message(certificate: &Path, pcr0: &Pcr) -> Result<(Algorithm, Vec<u8>), Error> {
+        let (_, der) = read_certificate(certificate)?;
+        message_for(&der, pcr0).map_err(|reason| Error::input(certificate.display(), reason))
+    }
+
     /// DER of the certificate; PCR8 is its measurement.
     pub fn certificate_der(&self) -> &[u8] {
         &self.certificate_der
     }
 
     /// The payload of the signature section for an image with this PCR0.
-    pub fn section(&self, pcr0: &Pcr) -> Vec<u8> {
-        match &self.key {
-            Key::P256(key) => encode_section(pcr0, &self.certificate_pem, Algorithm::Es256, |message| {
+    ///
+    /// # Errors
+    /// When a signature that was made elsewhere is not one of this image by the certificate's key.
+    pub fn section(&self, pcr0: &Pcr) -> Result<Vec<u8>, Error> {
+        let refuse = |reason: String| Error::input("the signature", reason);
+        let (algorithm, message) = message_for(&self.certificate_der, pcr0).map_err(refuse)?;
+        let signature = match &self.key {
+            Key::P256(key) => {
                 use p256::ecdsa::signature::Signer as _;
-                let signature: p256::ecdsa::Signature = key.sign(message);
+                let signature: p256::ecdsa::Signature = key.sign(&message);
                 signature.to_bytes().to_vec()
-            }),
-            Key::P384(key) => encode_section(pcr0, &self.certificate_pem, Algorithm::Es384, |message| {
+            }
+            Key::P384(key) => {
                 use p384::ecdsa::signature::Signer as _;
-                let signature: p384::ecdsa::Signature = key.sign(message);
+                let signature: p384::ecdsa::Signature = key.sign(&message);
                 signature.to_bytes().to_vec()
-            }),
-        }
+            }
+            Key::Elsewhere(signature) => fixed_width(algorithm, signature).map_err(refuse)?,
+        };
+        let section = encode_section(pcr0, &self.certificate_pem, algorithm, &signature);
+        // Ours are right by construction; it costs a millisecond to know.
+        Signature::decode(&section).and_then(|made| made.verify(pcr0)).map_err(refuse)?;
+        Ok(section)
     }
 
     fn check_pair(&self, key: &Path, certificate: &Path) -> Result<(), Error> {
@@ -68,6 +112,7 @@ impl Signer {
         let point = match &self.key {
             Key::P256(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
             Key::P384(key) => key.verifying_key().to_sec1_point(false).as_bytes().to_vec(),
+            Key::Elsewhere(_) => return Ok(()),
         };
         if parsed.public_key().subject_public_key.data.as_ref() == point {
             return Ok(());

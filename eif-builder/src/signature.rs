@@ -7,6 +7,8 @@ use aws_lc_rs::signature::{
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use x509_parser::der_parser::ber::BerObjectContent;
+use x509_parser::der_parser::der::parse_der_sequence;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::cbor::{Decoder, Encoder};
@@ -36,6 +38,32 @@ impl Algorithm {
             Self::Es384 => &[0xa1, 0x01, 0x38, 0x22],
             Self::Es512 => &[0xa1, 0x01, 0x38, 0x23],
         }
+    }
+
+    /// The algorithm for a public key, by its curve.
+    fn for_key(point: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.point_len() == point.len())
+    }
+
+    /// Length of a signature, r ‖ s.
+    fn signature_len(self) -> usize {
+        match self {
+            Self::Es256 => 64,
+            Self::Es384 => 96,
+            Self::Es512 => 132,
+        }
+    }
+
+    /// Name and hex digest of the hash that goes with the curve.
+    #[cfg(feature = "command")]
+    pub(crate) fn digest(self, message: &[u8]) -> (&'static str, String) {
+        use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};
+        let (name, hash) = match self {
+            Self::Es256 => ("SHA-256", &SHA256),
+            Self::Es384 => ("SHA-384", &SHA384),
+            Self::Es512 => ("SHA-512", &SHA512),
+        };
+        (name, hex::encode(digest(hash, message)))
     }
 
     fn verification(self) -> &'static dyn VerificationAlgorithm {
@@ -223,21 +251,58 @@ fn signed_message(algorithm: Algorithm, payload: &[u8]) -> Vec<u8> {
         .finish()
 }
 
-/// A complete section: `sign` gets the message and returns r ‖ s.
+/// What the key of a certificate has to sign for an image with this PCR0.
+///
+/// # Errors
+/// When the certificate's key is on none of the three curves.
+pub(crate) fn message_for(certificate_der: &[u8], pcr0: &Pcr) -> Result<(Algorithm, Vec<u8>), String> {
+    let certificate = parse_certificate(certificate_der)?;
+    let point = certificate.public_key().subject_public_key.data.as_ref();
+    let algorithm = Algorithm::for_key(point).ok_or("the certificate's key is not P-256, P-384 or P-521")?;
+    Ok((algorithm, signed_message(algorithm, &signed_payload(pcr0))))
+}
+
+/// r ‖ s out of what a signer returned: r ‖ s already, or DER (RFC 3279 §2.2.3), as key management services and
+/// OpenSSL write it.
+///
+/// # Errors
+/// When it is neither.
+pub(crate) fn fixed_width(algorithm: Algorithm, signature: &[u8]) -> Result<Vec<u8>, String> {
+    let len = algorithm.signature_len();
+    if signature.len() == len {
+        return Ok(signature.to_vec());
+    }
+    let not_one = || format!("{} bytes, neither {len} nor an ECDSA signature in DER", signature.len());
+    let (rest, parsed) = parse_der_sequence(signature).map_err(|_| not_one())?;
+    let parts = parsed.as_sequence().map_err(|_| not_one())?;
+    let [r, s] = parts.as_slice() else { return Err(not_one()) };
+    if !rest.is_empty() {
+        return Err(not_one());
+    }
+    let mut fixed = vec![0; len];
+    for (part, place) in [r, s].into_iter().zip(fixed.chunks_exact_mut(len / 2)) {
+        let BerObjectContent::Integer(bytes) = &part.content else { return Err(not_one()) };
+        let digits = bytes.iter().position(|byte| *byte != 0).map_or(&[][..], |first| &bytes[first..]);
+        let start = place.len().checked_sub(digits.len()).ok_or_else(not_one)?;
+        place[start..].copy_from_slice(digits);
+    }
+    Ok(fixed)
+}
+
+/// A complete section around a signature, r ‖ s.
 pub(crate) fn encode_section(
     pcr0: &Pcr,
     certificate_pem: &[u8],
     algorithm: Algorithm,
-    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+    signature: &[u8],
 ) -> Vec<u8> {
     let payload = signed_payload(pcr0);
-    let signature = sign(&signed_message(algorithm, &payload));
     let cose = Encoder::default()
         .array(4)
         .bytes(algorithm.protected())
         .map(0)
         .bytes(&payload)
-        .bytes(&signature)
+        .bytes(signature)
         .finish();
     Encoder::default()
         .array(1)

@@ -364,6 +364,54 @@ fn signature_with_a_stale_length_in_the_header_is_repaired_by_signing_again() {
     assert!(std::fs::read(&image).unwrap() == good);
 }
 
+/// A key that is elsewhere (a key management service, a hardware module) signs what `--prepare` writes.
+#[test]
+fn a_key_elsewhere_signs_what_was_prepared() {
+    use p384::ecdsa::signature::Signer as _;
+    let inputs = Inputs::new();
+    inputs.build(&bootable(&inputs));
+    let (image, signed) = (inputs.path("image.eif"), inputs.path("signed.eif"));
+    let _ = inputs.p384();
+    let (key, certificate, message) =
+        (inputs.path("key.pem"), inputs.path("certificate.pem"), inputs.path("message"));
+    let sign = |more: &[&str]| {
+        command(&[&["sign", text(&image), "--signing-certificate", text(&certificate)], more].concat())
+    };
+    let answer = sign(&["--prepare", text(&message)]).unwrap();
+    let to_sign = std::fs::read(&message).unwrap();
+    let sha384 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA384, &to_sign);
+    assert_eq!(answer, format!("SHA-384: {}\n", hex::encode(sha384)));
+
+    let secret = p384::ecdsa::SigningKey::from_slice(&hex::decode(support::P384_KEY).unwrap()).unwrap();
+    let signature: p384::ecdsa::Signature = secret.sign(&to_sign);
+    let attach = |signature: &[u8]| {
+        let signature = inputs.file("signature", signature);
+        sign(&["--signature", text(&signature), "--output", text(&signed)])
+    };
+    sign(&["--private-key", text(&key), "--output", text(&signed)]).unwrap();
+    let here = std::fs::read(&signed).unwrap();
+    for made in [signature.to_bytes().to_vec(), signature.to_der().as_bytes().to_vec()] {
+        attach(&made).unwrap();
+        assert!(std::fs::read(&signed).unwrap() == here, "another image than with the key at hand");
+        command(&["verify", text(&signed), "--certificate", text(&certificate)]).unwrap();
+    }
+
+    std::fs::remove_file(&signed).unwrap();
+    let mut changed = to_sign.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    let other: p384::ecdsa::Signature = secret.sign(&changed);
+    for (made, reason) in [
+        (other.to_bytes().to_vec(), "was not made by the certificate's key"),
+        (signature.to_bytes()[..95].to_vec(), "95 bytes, neither 96 nor an ECDSA signature in DER"),
+        ([signature.to_der().as_bytes(), b"x"].concat(), "nor an ECDSA signature in DER"),
+        (Vec::new(), "0 bytes, neither"),
+    ] {
+        let error = attach(&made).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+        assert!(!signed.exists(), "an image was written");
+    }
+}
+
 #[test]
 fn diff_names_files_and_registers() {
     let inputs = Inputs::new();

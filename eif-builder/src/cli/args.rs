@@ -376,6 +376,21 @@ pub struct DiffArgs {
     pub json: bool,
 }
 
+/// Where the signature comes from.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub struct SigningKeyArgs {
+    /// PEM private key of the signer (P-384 or P-256)
+    #[arg(long, value_name = "FILE")]
+    pub private_key: Option<PathBuf>,
+    /// Write what a key elsewhere (AWS KMS, a hardware module) has to sign, and leave the image as it is
+    #[arg(long, value_name = "FILE")]
+    pub prepare: Option<PathBuf>,
+    /// Attach the signature that such a key made, in DER or as r and s behind each other
+    #[arg(long, value_name = "FILE")]
+    pub signature: Option<PathBuf>,
+}
+
 /// `eif-builder sign`
 #[derive(Debug, Args)]
 pub struct SignArgs {
@@ -384,9 +399,9 @@ pub struct SignArgs {
     /// PEM certificate of the signer
     #[arg(long, value_name = "FILE")]
     pub signing_certificate: PathBuf,
-    /// PEM private key of the signer (P-384 or P-256)
-    #[arg(long, value_name = "FILE")]
-    pub private_key: PathBuf,
+    /// How to sign
+    #[command(flatten)]
+    pub key: SigningKeyArgs,
     /// Where to write [default: replace the image]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,

@@ -3,7 +3,9 @@
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use super::{Io, SignArgs, StripArgs, report};
+use serde_json::json;
+
+use super::{Io, SignArgs, SigningKeyArgs, StripArgs, report};
 use crate::assemble::{Assembled, Assembler};
 use crate::error::{Error, IoContext};
 use crate::format::SectionKind;
@@ -13,9 +15,31 @@ use crate::scratch::Scratch;
 use crate::sign::Signer;
 
 pub(super) fn run(args: &SignArgs, io: &mut Io<'_>) -> Result<(), Error> {
-    let signer = Signer::from_files(&args.private_key, &args.signing_certificate)?;
+    let SigningKeyArgs { private_key, prepare, signature } = &args.key;
+    let signer = match (private_key, prepare, signature) {
+        (Some(key), ..) => Signer::from_files(key, &args.signing_certificate)?,
+        (None, None, Some(signature)) => Signer::detached(signature, &args.signing_certificate)?,
+        (None, Some(message), _) => return write_message(args, message, io),
+        (None, None, None) => return Err(Error::input("signing", "needs a key or a signature")),
+    };
     let assembled = rewrite(&args.image, output(&args.image, args.output.as_ref()), Some(&signer))?;
     report::print(io, &assembled.registers, args.json)
+}
+
+/// Writes what a key elsewhere has to sign. The digest on stdout is for services that take only that.
+fn write_message(args: &SignArgs, output: &Path, io: &mut Io<'_>) -> Result<(), Error> {
+    let mut image = Image::open(&args.image, &mut Strict)?;
+    let registers = image.scan(&mut Strict)?.registers.map_err(Error::Format)?;
+    let (algorithm, message) = Signer::message(&args.signing_certificate, &registers.pcr0)?;
+    std::fs::write(output, &message).context("write", output)?;
+    let (hash, digest) = algorithm.digest(&message);
+    if args.json {
+        return report::print_json(
+            io,
+            &json!({ "Hash": hash, "Digest": digest, "PCR0": registers.pcr0.to_string() }),
+        );
+    }
+    report::print_text(io, &format!("{hash}: {digest}\n"))
 }
 
 pub(super) fn strip(args: &StripArgs, io: &mut Io<'_>) -> Result<(), Error> {
