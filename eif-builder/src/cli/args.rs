@@ -11,24 +11,53 @@ use crate::format::Arch;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print the measurements of an image, or of the image that a project would give
+    #[command(after_help = "\
+Examples:
+  eif-builder measure app.eif
+  eif-builder measure . --json > registered.json
+  eif-builder measure . --expect 0x5f3c… --reference registered.json   # exit code 3 when it is another image")]
     Measure(MeasureArgs),
     /// Build an image from a binary, a folder, a container image or a project
+    #[command(after_help = "\
+Examples:
+  eif-builder build . --output app.eif                                 # keyferry.toml in this folder
+  eif-builder build --binary init --kernel bzImage --output app.eif
+  eif-builder build --image registry.example/app@sha256:… --init aws --output app.eif
+  eif-builder build --docker-archive app.tar --init aws --layout nitro-cli --output app.eif")]
     Build(Box<BuildArgs>),
     /// Write a commented keyferry.toml
     Init(InitArgs),
     /// Pin what a project takes from the network (registry tag, KMS certificate) in keyferry.lock
     Lock(LockArgs),
     /// Put kernel, command line and ramdisks into an image (flags as in AWS's eif_build)
+    #[command(after_help = "\
+Examples:
+  eif-builder pack --kernel bzImage --cmdline 'console=ttyS0' --ramdisk boot.cpio --ramdisk app.cpio --output app.eif")]
     Pack(Box<PackArgs>),
     /// Tell what is in an image
     Describe(ImageArgs),
     /// Check structure, checksum, signature and ramdisks of an image
+    #[command(after_help = "\
+Examples:
+  eif-builder verify app.eif --certificate signer.pem")]
     Verify(VerifyArgs),
     /// Write the sections of an image into a folder
     Extract(ExtractArgs),
     /// Compare two images, file by file and register by register
+    #[command(after_help = "\
+Examples:
+  eif-builder diff yesterday.eif today.eif")]
     Diff(DiffArgs),
     /// Sign an image, replacing a signature that it has
+    #[command(after_help = "\
+Examples:
+  eif-builder sign app.eif --signing-certificate signer.pem --private-key signer.key
+
+  # with a key that never leaves AWS KMS:
+  eif-builder sign app.eif --signing-certificate signer.pem --prepare message
+  aws kms sign --key-id alias/signer --signing-algorithm ECDSA_SHA_384 --message-type RAW \\
+    --message fileb://message --query Signature --output text | base64 -d > signature
+  eif-builder sign app.eif --signing-certificate signer.pem --signature signature")]
     Sign(SignArgs),
     /// Remove the signature of an image
     Strip(StripArgs),
