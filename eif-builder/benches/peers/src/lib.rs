@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use aws_nitro_enclaves_image_format::defs::{EifBuildInfo, EifIdentityInfo};
 use aws_nitro_enclaves_image_format::utils::eif_reader::EifReader;
+use aws_nitro_enclaves_image_format::utils::eif_signer::SignKeyData;
 use aws_nitro_enclaves_image_format::utils::{EifBuilder, get_pcrs};
 use eif_builder::metadata::{BuildMetadata, Metadata};
-use eif_builder::{Arch, Ramdisk, Recipe};
+use eif_builder::{Arch, Ramdisk, Recipe, Signer};
 use sha2::{Digest, Sha384};
 
 /// What both builders get.
@@ -22,6 +23,10 @@ pub struct Inputs {
     pub ramdisks: Vec<PathBuf>,
     /// For Graviton.
     pub aarch64: bool,
+    /// Custom metadata.
+    pub custom: serde_json::Value,
+    /// Key and certificate.
+    pub signer: Option<(PathBuf, PathBuf)>,
 }
 
 /// Builds with the reference: write, then measure, as `eif_build` does. Returns its registers.
@@ -39,11 +44,16 @@ pub fn reference_build(inputs: &Inputs, output: &Path) -> BTreeMap<String, Strin
             img_kernel: "6".into(),
         },
         docker_info: serde_json::Value::Null,
-        custom_info: serde_json::Value::Null,
+        custom_info: inputs.custom.clone(),
     };
+    let signer = inputs
+        .signer
+        .as_ref()
+        .map(|(key, certificate)| SignKeyData::new(key.to_str().unwrap(), certificate).unwrap());
+    let is_signed = signer.is_some();
     let flags = u16::from(inputs.aarch64);
     let mut builder =
-        EifBuilder::new(&inputs.kernel, inputs.cmdline.clone(), None, Sha384::new(), flags, identity);
+        EifBuilder::new(&inputs.kernel, inputs.cmdline.clone(), signer, Sha384::new(), flags, identity);
     for ramdisk in &inputs.ramdisks {
         builder.add_ramdisk(ramdisk);
     }
@@ -55,7 +65,7 @@ pub fn reference_build(inputs: &Inputs, output: &Path) -> BTreeMap<String, Strin
         &mut builder.customer_app_hasher,
         &mut builder.certificate_hasher,
         Sha384::new(),
-        false,
+        is_signed,
     )
     .unwrap()
 }
@@ -84,10 +94,13 @@ pub fn recipe(inputs: &Inputs) -> Recipe {
                 kernel_version: "6".into(),
             },
             docker_info: serde_json::Value::Null,
-            custom_metadata: serde_json::Value::Null,
+            custom_metadata: inputs.custom.clone(),
         },
         ramdisks: inputs.ramdisks.iter().cloned().map(Ramdisk::File).collect(),
-        signer: None,
+        signer: inputs
+            .signer
+            .as_ref()
+            .map(|(key, certificate)| Signer::from_files(key, certificate).unwrap()),
         allow_empty_ramdisk: true,
     }
 }
