@@ -34,9 +34,8 @@ enum Command {
     /// Build, measure and inspect enclave images
     #[command(subcommand)]
     Eif(eif_builder::cli::Command),
-    /// Run a KMS
     #[command(subcommand)]
-    Kms(kms_server::command::Command),
+    Kms(commands::kms::Command),
     #[command(subcommand)]
     Enclave(commands::enclave::Command),
     /// Run the enclave's way out on its parent
@@ -72,11 +71,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         }
         Command::Kms(command) => {
             command_line::logs::install(command_line::logs::LogFormat::Text, "info");
-            block_on(async {
-                let stop = command_line::signals::stop_token();
-                let stop = stop.map_err(|error| Failure::new(Exit::Internal, error))?;
-                kms_server::command::run(command, stop).await.map(|()| Exit::Done)
-            })
+            block_on(commands::kms::run(command))
         }
         Command::Proxy(arguments) => {
             command_line::logs::install(arguments.run.log_format.into(), "info");

@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`project`] | the project folder of dstack-cloud: `app.json`, the measured `app-compose.json`, the configuration volume |
+//! | [`command`] | the command line |
 //! | [`disk`] | the two small disks a Confidential VM starts with, made in process |
 //! | [`gcp`] | a small typed client for Compute Engine and Cloud Storage |
 //! | [`gcp_tdx`] | a dstack guest on a GCP TDX Confidential VM: plan and apply |
@@ -14,6 +15,7 @@ mod durable;
 mod error;
 mod patience;
 
+pub mod command;
 pub mod disk;
 pub mod gcp;
 pub mod gcp_tdx;

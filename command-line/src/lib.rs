@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod confirm;
 mod exit;
 mod failure;
 #[cfg(feature = "logs")]
@@ -13,6 +14,7 @@ mod output;
 #[cfg(feature = "signals")]
 pub mod signals;
 
+pub use confirm::confirm;
 pub use exit::Exit;
 pub use failure::Failure;
 pub use output::print_line;

@@ -4,3 +4,4 @@ pub(crate) mod attestation;
 pub(crate) mod chain;
 pub(crate) mod demo;
 pub(crate) mod enclave;
+pub(crate) mod kms;

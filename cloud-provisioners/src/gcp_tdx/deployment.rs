@@ -84,6 +84,19 @@ impl Deployment {
         &self.config
     }
 
+    /// The OS image the project starts from.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OsImage`] when it is not on this machine, or incomplete.
+    pub fn image(&self, settings: &Settings, home: &Path) -> Result<OsImage, Error> {
+        let directory = self.project.directory();
+        match self.config.boot_image_tar.as_str() {
+            "" => OsImage::find(&self.app.os_image, &settings.image_directories(home, directory)),
+            path => OsImage::of_disk(&self.app.os_image, &expand(path, home, directory)),
+        }
+    }
+
     /// Checks everything that can be checked on this machine and makes the configuration volume. Reads the whole boot
     /// disk, so it belongs off the async threads.
     ///
@@ -97,11 +110,7 @@ impl Deployment {
         encrypted_env: Option<Vec<u8>>,
     ) -> Result<Prepared, Error> {
         self.config.validate()?;
-        let directory = self.project.directory();
-        let image = match self.config.boot_image_tar.as_str() {
-            "" => OsImage::find(&self.app.os_image, &settings.image_directories(home, directory))?,
-            path => OsImage::of_disk(&self.app.os_image, &expand(path, home, directory))?,
-        };
+        let image = self.image(settings, home)?;
         let files = self.project.prepare(&self.app, &settings.services, &image, encrypted_env)?;
         let volume = disk::configuration_volume(files.files().collect::<Vec<_>>().into_iter())?;
         let boot_disk = BootDisk { sha256: hash(&image.disk())?, path: image.disk() };

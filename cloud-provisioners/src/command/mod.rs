@@ -1,0 +1,100 @@
+//! The command line: what dstack-cloud offers for GCP, under the same names.
+
+mod firewall;
+mod machine;
+mod new;
+mod site;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use command_line::{Exit, Failure};
+
+use crate::{Error, gcp};
+
+/// What to do with a project's machine.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Makes a project folder
+    New(new::New),
+    /// Opens the global settings in $EDITOR
+    ConfigEdit,
+    /// Generates what goes onto the configuration volume, and prints the compose hash
+    Prepare(new::Prepare),
+    /// Deploys the project as a TDX machine on GCP
+    Deploy(machine::Deploy),
+    /// Shows the machine
+    Status(machine::Status),
+    /// Shows what the machine prints on its serial port
+    Logs(machine::Logs),
+    /// Stops the machine; its disks stay and cost money
+    Stop(machine::Act),
+    /// Starts a stopped machine
+    Start(machine::Act),
+    /// Removes the machine, its configuration and its firewall rules
+    Remove(machine::Remove),
+    /// Lists the machines made by keyferry in a Google project
+    List(machine::List),
+    /// Opens and closes ports of the machine
+    #[command(subcommand)]
+    Fw(firewall::Command),
+}
+
+/// Where the project is.
+#[derive(Debug, Args)]
+pub struct ProjectArguments {
+    /// The project folder
+    #[arg(short = 'C', long, value_name = "DIR", default_value = ".")]
+    pub directory: PathBuf,
+}
+
+/// How to reach Google.
+#[derive(Debug, Args)]
+pub struct GoogleArguments {
+    /// Act as this service account
+    #[arg(long, value_name = "EMAIL", env = "CLOUDSDK_AUTH_IMPERSONATE_SERVICE_ACCOUNT")]
+    pub impersonate_service_account: Option<String>,
+}
+
+/// Carries a command out.
+///
+/// # Errors
+///
+/// A [`Failure`]: 2 for a project or setting that cannot work, 3 when Google or a check refused, 4 when no answer came in
+/// time, 1 otherwise.
+pub async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::New(arguments) => new::new(&arguments),
+        Command::ConfigEdit => new::config_edit().await,
+        Command::Prepare(arguments) => new::prepare(&arguments),
+        Command::Deploy(arguments) => machine::deploy(arguments).await,
+        Command::Status(arguments) => machine::status(arguments).await,
+        Command::Logs(arguments) => machine::logs(arguments).await,
+        Command::Stop(arguments) => machine::stop(arguments).await,
+        Command::Start(arguments) => machine::start(arguments).await,
+        Command::Remove(arguments) => machine::remove(arguments).await,
+        Command::List(arguments) => machine::list(arguments).await,
+        Command::Fw(command) => firewall::run(command).await,
+    }
+}
+
+/// How the failure of a library call ends the program.
+fn failure(error: Error) -> Failure {
+    let exit = match &error {
+        Error::Google(error) if error.is_no_answer() => Exit::NoAnswer,
+        Error::Google(
+            gcp::Error::Refused { .. } | gcp::Error::Operation { .. } | gcp::Error::Credentials { .. },
+        )
+        | Error::Refused(_)
+        | Error::NotOurs { .. }
+        | Error::NoInstance { .. } => Exit::Refused,
+        Error::Google(_) | Error::Random | Error::Disk { .. } => Exit::Internal,
+        _ => Exit::Usage,
+    };
+    let hint = error.hint();
+    let failure = Failure::new(exit, error);
+    match hint {
+        Some(hint) => failure.with_hint(hint),
+        None => failure,
+    }
+}
