@@ -11,11 +11,41 @@ use transport::Endpoint;
 use crate::policy::rule::Rule;
 use crate::policy::target::HostName;
 
+const EXAMPLES: &str = "\
+Examples:
+  The enclave may reach its KMS, and nothing else:
+      host-proxy --listen vsock:any:3128 --allow kms.example.com:12001
+  Everything that a file says, with metrics and limits:
+      host-proxy check /etc/host-proxy.toml && host-proxy --config /etc/host-proxy.toml
+  A fixed forward, the receiver of the enclave's message, and its boot heartbeat:
+      host-proxy --forward vsock:any:8000=tcp:192.0.2.7:443 \\
+          --receive vsock:any:9999=/run/app_keys.json --heartbeat vsock:any:9000";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  host-proxy check /etc/host-proxy.toml
+  host-proxy check --json /etc/host-proxy.toml";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Exit code: 0 when every target is allowed, 3 when one is refused.
+
+Examples:
+  host-proxy explain --config /etc/host-proxy.toml kms.example.com:12001
+  host-proxy explain --allow '*.example.com:443' --resolve a.example.com=169.254.169.254 a.example.com:443
+  host-proxy explain --json --allow 10.0.0.0/8:5432 10.1.2.3:5432 '[::ffff:127.0.0.1]:5432'";
+
+const WAIT_EXAMPLES: &str = "\
+Exit code: 0 when the enclave booted, 4 when the time was over.
+
+Examples:
+  host-proxy wait-for-boot --timeout 60
+  host-proxy wait-for-boot --cid 16 && echo running";
+
 /// The enclave's only way out: an allow-listing CONNECT proxy on the parent.
 ///
 /// Without a command it runs, until SIGTERM or SIGINT lets the open connections end.
 #[derive(Debug, Parser)]
-#[command(name = "host-proxy", version, args_conflicts_with_subcommands = true)]
+#[command(name = "host-proxy", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct HostProxy {
     /// What to do instead of running.
     #[command(subcommand)]
@@ -29,10 +59,13 @@ pub struct HostProxy {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Read a configuration file and say what is wrong or unusual in it.
+    #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
     /// Say which rule decides about a target, and why.
+    #[command(after_help = EXPLAIN_EXAMPLES)]
     Explain(ExplainArgs),
     /// Answer the heartbeat of a booting enclave, and end when it came.
+    #[command(after_help = WAIT_EXAMPLES)]
     WaitForBoot(WaitForBootArgs),
 }
 
