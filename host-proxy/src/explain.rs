@@ -12,7 +12,7 @@ use crate::config::Kind;
 use crate::dial::is_own_address;
 use crate::file;
 use crate::output::{print_json, print_line};
-use crate::policy::address::{canonical, classify};
+use crate::policy::address::{canonical, classify_here};
 use crate::policy::target::{HostName, Target};
 use crate::policy::{Admission, Asker, Entry, Refusal, RuleSet};
 use crate::resolve::{CacheTimes, FixedResolver, Resolve, SystemResolver};
@@ -215,7 +215,7 @@ async fn look_up(name: &HostName, fixed: &FixedResolver, may_ask: bool) -> Optio
 }
 
 fn class_of(address: IpAddr) -> &'static str {
-    classify(address).name()
+    classify_here(address, is_own_address).name()
 }
 
 fn allowed(

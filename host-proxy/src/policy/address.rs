@@ -90,6 +90,16 @@ pub fn classify(address: IpAddr) -> AddressClass {
     }
 }
 
+/// The class of an address on this machine; `is_own` says whether an address is one of this machine's.
+pub(crate) fn classify_here(address: IpAddr, is_own: impl Fn(IpAddr) -> bool) -> AddressClass {
+    match classify(address) {
+        // Loopback and metadata are what they are on every machine; asking about the others costs a system call.
+        class @ (AddressClass::Loopback | AddressClass::Metadata | AddressClass::Unspecified) => class,
+        _ if is_own(address) => AddressClass::Own,
+        class => class,
+    }
+}
+
 /// Whether a rule's range lies within the one special block the address lies in. Only such a rule was written with
 /// that block in mind; `0.0.0.0/0` contains the loopback without naming it.
 pub(crate) fn names(rule: IpNet, address: IpAddr) -> bool {

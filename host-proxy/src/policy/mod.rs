@@ -16,7 +16,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use address::{AddressClass, canonical, classify};
+use address::{AddressClass, canonical, classify, classify_here};
 use rule::Rule;
 use target::{Host, HostName, Target};
 
@@ -139,12 +139,7 @@ impl RuleSet {
         named: Named,
     ) -> Result<Option<usize>, Refusal> {
         let address = canonical(address);
-        let class = match classify(address) {
-            // Loopback and metadata are what they are on every machine; asking about the others costs a system call.
-            class @ (AddressClass::Loopback | AddressClass::Metadata | AddressClass::Unspecified) => class,
-            _ if is_own(address) => AddressClass::Own,
-            class => class,
-        };
+        let class = classify_here(address, is_own);
         if class == AddressClass::Public && named == Named::ByName {
             return Ok(None);
         }
