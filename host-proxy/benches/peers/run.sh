@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Measures the proxy beside socat, tinyproxy and a reference relay, all in one run: one core, a network namespace of
-# its own, Unix sockets in place of vsock, policy and log on. Needs root, cargo, socat and tinyproxy, and the load
-# generator in ../shared/tools/proxy-bench.
+# its own, Unix sockets in place of vsock, policy and log on; then new connections once more on two cores. Needs root,
+# cargo, socat and tinyproxy, and the load generator in ../shared/tools/proxy-bench. limits.py beside this file times
+# what it does not.
 #
 #   host-proxy/benches/peers/run.sh PATH/TO/host-proxy [ROUNDS] [SETS]
+#
+# SETS: bulk,short,check,idle,two-cores. BENCH_TARGET names a directory where the built load generator is kept.
 set -euo pipefail
 
 program=$(realpath "${1:?usage: run.sh PATH/TO/host-proxy [ROUNDS] [SETS]}")
 rounds=${2:-3}
-sets=${3:-bulk,short,check,idle}
+sets=${3:-bulk,short,check,idle,two-cores}
 here=$(cd "$(dirname "$0")" && pwd)
 bench=$here/../../../../shared/tools/proxy-bench
 if [[ ! -d $bench ]]; then
@@ -22,7 +25,8 @@ mkdir -m 777 "$work/run"
 chmod 755 "$work"
 cp -r "$bench" "$work/bench"
 chmod -R u+w "$work/bench"
-CARGO_TARGET_DIR=$work/target cargo build --release --quiet --manifest-path "$work/bench/Cargo.toml"
+target=${BENCH_TARGET:-$work/target}
+CARGO_TARGET_DIR=$target cargo build --release --quiet --manifest-path "$work/bench/Cargo.toml"
 cc -O2 -shared -fPIC -o "$work/shim.so" "$work/bench/shim/vsock_shim.c" -ldl
 
 peers=()
@@ -50,8 +54,19 @@ peer ours-ingress ingress tcp:127.0.0.1:18029
 
 names=direct-tcp,socat-unix,seed-debian,ref-connect-splice-unix,ref-connect-copy-unix,socat-ingress
 names+=,ours-connect-splice,ours-connect-copy,ours-forward-splice,ours-forward-copy,ours-ingress
-unshare -n sh -c 'ip link set lo up; sysctl -qw net.ipv4.tcp_congestion_control=reno; exec "$@"' sh \
-    taskset -c 0 python3 "$work/bench/suite.py" --bin "$work/target/release/proxy-bench" --shim "$work/shim.so" \
-    --run "$work/run" --rounds "$rounds" --sets "$sets" --only "$names" --extra "$work/ours.json" \
-    --out "$work/results.jsonl" >&2
-python3 "$work/bench/report.py" "$work/results.jsonl"
+
+# The set's rows, on these cores.
+measure() {
+    local cores=$1 sets=$2
+    unshare -n sh -c 'ip link set lo up; sysctl -qw net.ipv4.tcp_congestion_control=reno; exec "$@"' sh \
+        taskset -c "$cores" python3 "$work/bench/suite.py" --bin "$target/release/proxy-bench" --shim "$work/shim.so" \
+        --run "$work/run" --rounds "$rounds" --sets "$sets" --only "$names" --extra "$work/ours.json" \
+        --seconds "${SECONDS_EACH:-2.5}" --out "$work/results-$cores.jsonl" >&2
+    echo "## Cores $cores"
+    echo
+    python3 "$work/bench/report.py" "$work/results-$cores.jsonl"
+}
+
+one=$(tr ',' '\n' <<<"$sets" | grep -vx two-cores | paste -sd, -) || one=
+[[ -z $one ]] || measure 0 "$one"
+[[ ,$sets, != *,two-cores,* ]] || measure 0,1 short
