@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod google;
+mod machine;
 mod process;
 mod programs;
 mod trip;
 
+pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;
-pub use trip::{APP_ID, IMAGE, Trip, Variation};
+pub use trip::{APP_ID, IMAGE, Trip, Variation, start_kms};

@@ -57,14 +57,8 @@ impl Trip {
         arguments.extend(variation.module);
         let module = Daemon::start("nsm-emulator", &arguments);
 
-        write(&path("policy.toml"), &format!("[apps.{APP_ID}]\nimages = [\"{image_hash}\"]\n"));
-        let policy = format!("type = \"policy\"\n[core.auth_api.policy]\nfile = {:?}\n", path("policy.toml"));
-        let settings = kms_settings(directory.path(), variation.kms, variation.authoriser.unwrap_or(&policy));
-        if let Some(keys) = variation.kms_keys {
-            copy_files(keys, &path("certs"));
-        }
-        write(&path("kms.toml"), &settings);
-        let kms = Daemon::start("kms-server", &["serve", "-c", &text("kms.toml")]);
+        let root = fs::read_to_string(&root).expect("the module's root");
+        let kms = start_kms(directory.path(), &root, image_hash, variation);
 
         let port = kms.port();
         let rules = match variation.proxy_opens {
@@ -124,6 +118,25 @@ impl Trip {
         .map(str::to_owned)
         .to_vec()
     }
+}
+
+/// A KMS that trusts a module's root (PEM) and knows one image (its hash in hex); its files are in `directory`, its
+/// keys and certificates in `certs` there.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+pub fn start_kms(directory: &Path, module_root: &str, image_hash: &str, variation: Variation<'_>) -> Daemon {
+    let path = |name: &str| directory.join(name);
+    write(&path("nsm-root.pem"), module_root);
+    write(&path("policy.toml"), &format!("[apps.{APP_ID}]\nimages = [\"{image_hash}\"]\n"));
+    let policy = format!("type = \"policy\"\n[core.auth_api.policy]\nfile = {:?}\n", path("policy.toml"));
+    let settings = kms_settings(directory, variation.kms, variation.authoriser.unwrap_or(&policy));
+    if let Some(keys) = variation.kms_keys {
+        copy_files(keys, &path("certs"));
+    }
+    write(&path("kms.toml"), &settings);
+    Daemon::start("kms-server", &["serve", "-c", &path("kms.toml").display().to_string()])
 }
 
 /// The least that a KMS for an emulated module needs.

@@ -9,4 +9,3 @@ mod process;
 mod receive;
 mod support;
 mod tunnels;
-mod vsock;
