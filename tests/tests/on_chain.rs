@@ -1,6 +1,10 @@
 //! The trip with contracts that decide: real programs, and a real chain on this machine.
 
-#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a set-up that fails is a failed test, and one that cannot be made says so"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

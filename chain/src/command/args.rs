@@ -7,11 +7,11 @@ use crate::keys::KeySource;
 
 const EXAMPLES: &str = "\
 Examples:
-  export RPC_URL=https://… KMS_CONTRACT_ADDR=0x… PRIVATE_KEY=…   # or --keystore, --aws-kms, --gcp-kms
+  export RPC_URL=https://… KMS_CONTRACT_ADDR=0x…         the key: PRIVATE_KEY, --keystore, --aws-kms, …
   keyferry chain doctor                                  what the endpoint can do
   keyferry chain create-app --hash $OS_IMAGE_HASH --device $DEVICE_ID
   keyferry chain add-image $OS_IMAGE_HASH                on the KMS contract
-  keyferry chain add-hash --app-id $APP_ID $OS_IMAGE_HASH    on the app; for Nitro the same value
+  keyferry chain add-hash --app-id $APP_ID $OS_IMAGE_HASH  on the app; for Nitro the same value
   keyferry chain status --app-id $APP_ID
   keyferry chain explain --image $OS_IMAGE_HASH --app-id $APP_ID
   keyferry chain add-image $OS_IMAGE_HASH --calldata     for a multisig";
