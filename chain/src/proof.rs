@@ -2,7 +2,9 @@
 //!
 //! `eth_getProof` (EIP-1186) leads from the block's state root to an account and from there to its storage. A proof
 //! says what a slot holds, not what a contract does with it, so the decision is made here, by the rules of the
-//! published contracts, and only when the code behind both proxies is the code these rules were read from.
+//! published contracts, and only when the code behind both proxies is the code these rules were read from. The proxies'
+//! own code is not looked at: the KMS contract's address is configured by who trusts it, and whoever registers a proxy of
+//! their own as an application decides about their own application's keys only.
 
 use alloy::consensus::constants::KECCAK_EMPTY;
 use alloy::primitives::{Address, B256, Bytes, U64, U256, keccak256};
