@@ -1,4 +1,5 @@
-//! Evidence of AWS Nitro Enclaves (and, in [`tdx`], of Intel TDX): decode, verify, appraise. No I/O, no clock.
+//! Evidence of AWS Nitro Enclaves (and, in [`tdx`] and [`tpm`], of Intel TDX and virtual TPMs): decode, verify, appraise.
+//! No I/O, no clock.
 //!
 //! ```text
 //! bytes ──AttestationDocument::decode──▶ AttestationDocument     well-formed; anybody can write one
@@ -64,6 +65,7 @@ mod time;
 mod verify;
 
 pub mod tdx;
+pub mod tpm;
 
 pub use anchor::TrustAnchor;
 pub use cbor::CborFault;

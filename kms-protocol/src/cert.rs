@@ -126,8 +126,10 @@ pub struct CertificateContents {
     pub attestation: Option<Vec<u8>>,
     /// Encoded app info.
     pub app_info: Option<Vec<u8>>,
-    /// Whether it carries the legacy quote extension.
-    pub has_legacy_quote: bool,
+    /// The legacy form of TDX evidence: the quote.
+    pub legacy_quote: Option<Vec<u8>>,
+    /// The legacy form of TDX evidence: the event log, JSON.
+    pub legacy_event_log: Option<Vec<u8>>,
 }
 
 impl CertificateContents {
@@ -147,15 +149,14 @@ impl CertificateContents {
         let app_id = payload(Extension::AppId)?
             .map(|bytes| AppId::try_from(bytes).map_err(|_| Error::Malformed(Extension::AppId)))
             .transpose()?;
-        // Only looked at for being unique and wrapped; the legacy form is TDX's.
-        payload(Extension::EventLog)?;
         Ok(Self {
             spki_der: certificate.public_key().raw.to_vec(),
             usage: usage.map(Usage::from_text),
             app_id,
             attestation: payload(Extension::Attestation)?.map(<[u8]>::to_vec),
             app_info: payload(Extension::AppInfo)?.map(<[u8]>::to_vec),
-            has_legacy_quote: payload(Extension::TdxQuote)?.is_some(),
+            legacy_quote: payload(Extension::TdxQuote)?.map(<[u8]>::to_vec),
+            legacy_event_log: payload(Extension::EventLog)?.map(<[u8]>::to_vec),
         })
     }
 }

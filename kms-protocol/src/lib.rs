@@ -14,8 +14,10 @@ pub mod derive;
 pub mod ids;
 pub mod nitro;
 pub mod report_data;
+pub mod runtime_events;
 pub mod sealed;
 mod secret;
+pub mod tdx;
 #[cfg(test)]
 mod vectors;
 pub mod wire;

@@ -2,8 +2,10 @@
 
 mod audit;
 mod explain;
+mod look;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use command_line::{Exit, Failure};
@@ -13,7 +15,8 @@ use tracing::{info, warn};
 use crate::authorise;
 use crate::config::{Config, Loaded};
 use crate::notify::Notify;
-use crate::server::{Server, StartError};
+use crate::server::StartError;
+use crate::start::Opened;
 use crate::store::{self, Domain, Store};
 
 /// What to do.
@@ -25,6 +28,10 @@ pub enum Command {
     Check(Check),
     /// Makes the root keys of a new KMS; refuses where there are any
     Bootstrap(Bootstrap),
+    /// Says what a directory of keys holds, and changes nothing
+    Inspect(look::Inspect),
+    /// Checks what a running KMS says about itself against its evidence
+    Verify(look::Verify),
     /// Says which rule of a policy decides about somebody
     Explain(explain::Explain),
     /// Checks the log of decisions
@@ -69,6 +76,8 @@ pub async fn run(command: Command, shutdown: CancellationToken) -> Result<(), Fa
         Command::Serve(arguments) => serve(arguments, shutdown).await,
         Command::Check(arguments) => check(arguments),
         Command::Bootstrap(arguments) => bootstrap(arguments).await,
+        Command::Inspect(arguments) => look::run_inspect(arguments),
+        Command::Verify(arguments) => look::run_verify(arguments).await,
         Command::Explain(arguments) => explain::run(arguments),
         Command::Audit(command) => audit::run(command),
     }
@@ -83,7 +92,23 @@ async fn serve(arguments: Serve, shutdown: CancellationToken) -> Result<(), Fail
         warn!("{warning}");
     }
     let notify = Notify::from_environment(|name| std::env::var(name).ok());
-    let server = Server::start(config).await.map_err(start_failure)?;
+    let opened = Opened::open(config, Arc::new(crate::server::system_clock)).await.map_err(start_failure)?;
+    if opened.needs_onboarding().map_err(start_failure)? {
+        let onboarding = opened.onboard().await.map_err(start_failure)?;
+        command_line::print_line(&format!("listening on tcp:{}", onboarding.address()));
+        notify.ready();
+        let stopped = tokio::select! {
+            () = shutdown.cancelled() => true,
+            () = onboarding.finished() => false,
+            () = notify.feed_watchdog() => false,
+        };
+        onboarding.shutdown().await;
+        if stopped {
+            info!("stopped without keys");
+            return Ok(());
+        }
+    }
+    let server = opened.serve().await.map_err(start_failure)?;
     command_line::print_line(&format!("listening on tcp:{}", server.address()));
     notify.ready();
     let serving = async {
@@ -135,11 +160,25 @@ fn load(file: Option<PathBuf>) -> Result<Loaded, Failure> {
 fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Store(error) => store_failure(error),
-        StartError::Authoriser(_) | StartError::Audit(_) | StartError::NitroRoot(_) => {
+        StartError::Authoriser(_) | StartError::Audit(_) | StartError::Trust(_) => {
             Failure::new(Exit::Usage, error)
         }
+        StartError::NotAllowed(own) | StartError::OwnEvidence(own) => own_failure(own),
         other => Failure::new(Exit::Internal, other),
     }
+}
+
+/// This machine cannot show what it is, or is not wanted.
+fn own_failure(error: crate::own::Error) -> Failure {
+    let hint = match &error {
+        crate::own::Error::Agent(_) => {
+            "outside of a confidential VM there is no guest agent: set core.enforce_self_authorization and \
+             core.attest_rpc_cert to false there"
+        }
+        crate::own::Error::Evidence(_) => "see core.attestation for the roots and the collateral service",
+        crate::own::Error::Refused(_) => "register this machine's measurements with the authoriser",
+    };
+    Failure::new(Exit::Refused, error).with_hint(hint)
 }
 
 fn store_failure(error: store::Error) -> Failure {

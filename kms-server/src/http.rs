@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS};
 use hyper::http::request::Parts;
 use hyper::{Method as Verb, Request, Response, StatusCode};
@@ -15,14 +15,15 @@ use kms_protocol::wire::webhook::bounded_reason;
 use kms_protocol::wire::{Encoding, ErrorBody, Method, RequestForm, Service, WireMessage};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tracing::{debug, error, info};
+use tracing::{debug, error};
 use zeroize::Zeroizing;
 
-use crate::authorise::Refusal;
+use crate::attest::ClientEvidence;
+use crate::authorise::Pending;
 use crate::config::DEFAULT_BODY_LIMIT;
 use crate::context;
-use crate::rpc::{self, Kms};
-use crate::sealed::{SealedRelease, Session};
+use crate::metrics::Metrics;
+use crate::sealed::Session;
 use crate::text::chain;
 
 const APP_VERSION: HeaderName = HeaderName::from_static("x-app-version");
@@ -36,18 +37,66 @@ const BODY_UNIT: usize = 64 << 10;
 const BODY_UNITS: usize = 1024;
 /// Room for the longest answer, so that a buffer with keys in it never grows and leaves a copy behind.
 const ANSWER_CAPACITY: usize = 16 << 10;
-
 /// Longest body of the methods of sealed release.
 const SEALED_BODY_LIMIT: usize = 64 << 10;
 
 /// An answer; its buffer is wiped when it has been sent.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// Answers the requests of all connections.
+/// The bytes of a successful answer; wiped when they have been sent.
+pub(crate) type Body = Zeroizing<Vec<u8>>;
+
+/// What answers the methods of one listener.
+pub(crate) trait Methods: Send + Sync + 'static {
+    /// Whose methods they are.
+    fn service(&self) -> Service;
+
+    /// Whether this KMS has that method of the service.
+    fn serves(&self, _method: Method) -> bool {
+        true
+    }
+
+    /// For `/health`: `OK`, and what an operator should look at, a line each.
+    fn health(&self) -> String {
+        "OK".to_owned()
+    }
+
+    /// For `/metrics`, where that is shown.
+    fn metrics(&self) -> String {
+        String::new()
+    }
+
+    /// Says no before anything is read.
+    fn refuse(&self, _parts: &Parts) -> Option<Answer> {
+        None
+    }
+
+    /// Verifies the certificate that a client presented (DER), whatever method it calls.
+    fn verify_client(&self, _certificate: Vec<u8>) -> Pending<'_, Result<Option<ClientEvidence>, Failure>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Calls a method that [`serves`](Self::serves) named.
+    fn call<'a>(
+        &'a self,
+        method: Method,
+        message: Message<'a>,
+        caller: Caller<'a>,
+    ) -> Pending<'a, Result<Body, Failure>>;
+
+    /// Answers a `GET` or `HEAD` of another path than the methods', `/health` and `/metrics`.
+    fn page<'a>(&'a self, _parts: &'a Parts) -> Option<Pending<'a, Answer>> {
+        None
+    }
+}
+
+/// Answers the requests of all connections of one listener.
 pub(crate) struct Http {
-    pub(crate) kms: Arc<Kms>,
+    pub(crate) methods: Arc<dyn Methods>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) body_limits: BTreeMap<String, usize>,
-    pub(crate) metrics: bool,
+    /// Whether `/metrics` answers.
+    pub(crate) show_metrics: bool,
     /// For the whole body.
     pub(crate) body_deadline: Duration,
     /// From the last byte of the body to the first of the answer.
@@ -68,47 +117,53 @@ pub(crate) struct Peer {
     pub(crate) session: Session,
 }
 
+/// Who calls a method.
+pub(crate) struct Caller<'a> {
+    /// The evidence in its certificate, verified.
+    pub(crate) evidence: Option<ClientEvidence>,
+    pub(crate) session: &'a Session,
+}
+
 /// A request that ends in an error body.
-struct Failure {
+#[derive(Debug)]
+pub(crate) struct Failure {
     status: StatusCode,
     text: String,
 }
 
 impl Failure {
     /// 400, which is what upstream answers to everything that goes wrong.
-    fn bad(text: impl Into<String>) -> Self {
+    pub(crate) fn bad(text: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, text: text.into() }
     }
 
     /// 503, in the same shape.
-    fn busy(text: impl Into<String>) -> Self {
+    pub(crate) fn busy(text: impl Into<String>) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, text: text.into() }
     }
-}
 
-impl From<rpc::Error> for Failure {
-    fn from(error: rpc::Error) -> Self {
-        match error {
-            rpc::Error::Busy | rpc::Error::Refused(Refusal::Unavailable(_)) => Self::busy(error.to_string()),
-            _ => Self::bad(error.to_string()),
-        }
+    /// For names that are no method here.
+    pub(crate) fn unknown(name: &str) -> Self {
+        Self::bad(format!("Service not found: {}", bounded_reason(name)))
     }
 }
 
 impl Http {
     pub(crate) fn new(
-        kms: Arc<Kms>,
+        methods: Arc<dyn Methods>,
+        metrics: Arc<Metrics>,
         body_limits: BTreeMap<String, usize>,
-        metrics: bool,
+        show_metrics: bool,
         body_deadline: Duration,
         request_deadline: Duration,
         max_requests: usize,
     ) -> Self {
         let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
         Self {
-            kms,
-            body_limits,
+            methods,
             metrics,
+            body_limits,
+            show_metrics,
             body_deadline,
             request_deadline,
             body_memory: semaphore(BODY_UNITS),
@@ -125,9 +180,13 @@ impl Http {
     async fn answer_peer(&self, request: Request<Incoming>, peer: &Peer) -> Answer {
         let (parts, body) = request.into_parts();
         let mut answer = match self.route(&parts) {
-            Route::Health => plain(StatusCode::OK, TEXT, self.kms.health()),
-            Route::Metrics => plain(StatusCode::OK, TEXT, self.kms.metrics.render(&self.kms.gauges())),
-            Route::Rpc(segment) => self.rpc(&parts, segment, body, peer).await,
+            Route::Health => plain(StatusCode::OK, TEXT, self.methods.health()),
+            Route::Metrics => plain(StatusCode::OK, TEXT, self.methods.metrics()),
+            Route::Rpc(segment) => match self.methods.refuse(&parts) {
+                Some(refusal) => refusal,
+                None => self.rpc(&parts, segment, body, peer).await,
+            },
+            Route::Page(page) => page.await,
             Route::None => not_found(&parts),
         };
         let headers = answer.headers_mut();
@@ -136,11 +195,11 @@ impl Http {
         answer
     }
 
-    fn route<'p>(&self, parts: &'p Parts) -> Route<'p> {
+    fn route<'p>(&'p self, parts: &'p Parts) -> Route<'p> {
         let reads = matches!(parts.method, Verb::GET | Verb::HEAD);
         match parts.uri.path() {
             "/health" if reads => Route::Health,
-            "/metrics" if reads && self.metrics => Route::Metrics,
+            "/metrics" if reads && self.show_metrics => Route::Metrics,
             path => match path.strip_prefix("/prpc/") {
                 Some(segment)
                     if !segment.is_empty()
@@ -149,14 +208,18 @@ impl Http {
                 {
                     Route::Rpc(segment)
                 }
-                _ => Route::None,
+                _ => match self.methods.page(parts).filter(|_| reads) {
+                    Some(page) => Route::Page(page),
+                    None => Route::None,
+                },
             },
         }
     }
 
     async fn rpc(&self, parts: &Parts, segment: &str, body: Incoming, peer: &Peer) -> Answer {
-        let name = Service::Kms.bare_name(segment);
-        let method = Service::Kms.method(segment).filter(|method| self.serves(*method));
+        let service = self.methods.service();
+        let name = service.bare_name(segment);
+        let method = service.method(segment).filter(|method| self.methods.serves(*method));
         let started = Instant::now();
         let (answer, encoding) = match self.admit(method) {
             Ok(place) => {
@@ -179,7 +242,7 @@ impl Http {
         let label = method.map_or("unknown", Method::name);
         // Upstream counts every call of these names, served or not.
         let gated = ["GetAppKey", "GetKmsKey", "SignCert"].contains(&name);
-        self.kms.metrics.answered(label, gated, answer.status().as_u16(), started.elapsed());
+        self.metrics.answered(label, gated, answer.status().as_u16(), started.elapsed());
         answer
     }
 
@@ -188,7 +251,7 @@ impl Http {
     fn admit(&self, method: Option<Method>) -> Result<OwnedSemaphorePermit, Failure> {
         let places = if method == Some(Method::GetMeta) { &self.quick_places } else { &self.places };
         Arc::clone(places).try_acquire_owned().map_err(|_| {
-            self.kms.metrics.requests_shed.fetch_add(1, Ordering::Relaxed);
+            self.metrics.requests_shed.fetch_add(1, Ordering::Relaxed);
             Failure::busy("too many requests; try again")
         })
     }
@@ -201,7 +264,7 @@ impl Http {
         method: Option<Method>,
         body: Incoming,
         peer: &Peer,
-    ) -> (Result<Zeroizing<Vec<u8>>, Failure>, Encoding) {
+    ) -> (Result<Body, Failure>, Encoding) {
         let query = parts.uri.query().unwrap_or_default();
         let is_get = parts.method != Verb::POST;
         // Upstream forgets the content type in errors before the method runs; clients may rely on it.
@@ -216,18 +279,18 @@ impl Http {
         };
         let work = async {
             let evidence = match &peer.certificate {
-                Some(certificate) => match self.kms.verify_client(certificate.clone()).await {
+                Some(certificate) => match self.methods.verify_client(certificate.clone()).await {
                     Ok(evidence) => evidence,
-                    Err(error) => return (Err(self.refused(error)), early),
+                    Err(failure) => return (Err(failure), early),
                 },
                 None => None,
             };
             let Some(method) = method else {
-                let name = bounded_reason(name);
-                return (Err(Failure::bad(format!("Service not found: {name}"))), form.response());
+                return (Err(Failure::unknown(name)), form.response());
             };
             let message = Message { form, query, body: &body.bytes };
-            (self.dispatch(method, &message, evidence, peer).await, form.response())
+            let caller = Caller { evidence, session: &peer.session };
+            (self.methods.call(method, message, caller).await, form.response())
         };
         match timeout(self.request_deadline, work).await {
             Ok(answer) => answer,
@@ -236,63 +299,6 @@ impl Http {
                 (Err(Failure::busy(format!("no answer within {:?}", self.request_deadline))), early)
             }
         }
-    }
-
-    async fn dispatch(
-        &self,
-        method: Method,
-        message: &Message<'_>,
-        evidence: Option<crate::attest::ClientEvidence>,
-        peer: &Peer,
-    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
-        let encoding = message.form.response();
-        match method {
-            Method::GetAppKey => {
-                let request = message.decode()?;
-                let answer = self.kms.app_key(&request, evidence).await;
-                Ok(encode(encoding, &answer.map_err(|error| self.refused(error))?))
-            }
-            Method::GetChallenge => {
-                let answer = self.kms.challenge(&message.decode()?, &peer.session);
-                Ok(encode(encoding, &answer.map_err(|error| self.refused(error.into()))?))
-            }
-            Method::GetAppKeySealed => {
-                let answer = self.kms.app_key_sealed(message.decode()?, &peer.session).await;
-                Ok(encode(encoding, &answer.map_err(|error| self.refused(error))?))
-            }
-            Method::GetAppEnvEncryptPubKey => {
-                let answer = self.kms.env_encrypt_public_key(&message.decode()?).await?;
-                Ok(encode(encoding, &answer))
-            }
-            Method::GetMeta => Ok(encode(encoding, &self.kms.meta())),
-            Method::GetTempCaCert => Ok(encode(encoding, &self.kms.temp_ca_cert())),
-            other => Err(Failure::bad(format!("Service not found: {}", other.name()))),
-        }
-    }
-
-    /// Whether the method is known here, with these settings.
-    fn serves(&self, method: Method) -> bool {
-        match method {
-            Method::GetChallenge | Method::GetAppKeySealed => self.kms.sealed_release != SealedRelease::Off,
-            other => is_served(other),
-        }
-    }
-
-    fn refused(&self, error: rpc::Error) -> Failure {
-        let name = error.name();
-        let was_decided = matches!(error, rpc::Error::Refused(_));
-        self.kms.metrics.refused(name);
-        let failure = Failure::from(error);
-        // Parts of the text are the client's.
-        let text = bounded_reason(&failure.text);
-        info!(error = text, "refused");
-        // What an authoriser said is there already.
-        if let Some(audit) = &self.kms.audit
-            && !was_decided
-        {
-            audit.refused(name, &text, context::peer());
-        }
-        failure
     }
 
     async fn read_body(&self, name: &str, body: Incoming) -> Result<Received, Failure> {
@@ -316,36 +322,41 @@ fn default_body_limit(name: &str) -> usize {
     }
 }
 
-/// Methods this version has; the others are unknown to it.
-fn is_served(method: Method) -> bool {
-    matches!(
-        method,
-        Method::GetAppKey | Method::GetAppEnvEncryptPubKey | Method::GetMeta | Method::GetTempCaCert
-    )
-}
-
 enum Route<'p> {
     Health,
     Metrics,
     /// The path segment that names the method.
     Rpc(&'p str),
+    Page(Pending<'p, Answer>),
     None,
 }
 
-/// Where the request message is.
-struct Message<'a> {
+/// Where the request message is, and how the answer is encoded.
+#[derive(Clone, Copy)]
+pub(crate) struct Message<'a> {
     form: RequestForm,
     query: &'a str,
     body: &'a [u8],
 }
 
 impl Message<'_> {
-    fn decode<M: WireMessage>(&self) -> Result<M, Failure> {
+    /// The request.
+    pub(crate) fn decode<M: WireMessage>(&self) -> Result<M, Failure> {
         let decoded = match self.form {
             RequestForm::Query => M::decode_query(self.query),
             RequestForm::Body(encoding) => M::decode_body(encoding, self.body),
         };
         decoded.map_err(|error| Failure::bad(bounded_reason(&chain(&error))))
+    }
+
+    /// The answer, encoded.
+    pub(crate) fn answer<M: WireMessage>(&self, answer: Result<M, Failure>) -> Result<Body, Failure> {
+        answer.map(|message| encode(self.form.response(), &message))
+    }
+
+    /// The empty answer.
+    pub(crate) fn empty(&self) -> Result<Body, Failure> {
+        Ok(Zeroizing::new(kms_protocol::wire::empty_body(self.form.response()).to_vec()))
     }
 }
 
@@ -378,7 +389,7 @@ async fn receive(mut body: Incoming, limit: usize, memory: &Arc<Semaphore>) -> R
 }
 
 /// Encodes into a buffer that is wiped, and large enough not to be moved.
-fn encode<M: WireMessage>(encoding: Encoding, message: &M) -> Zeroizing<Vec<u8>> {
+fn encode<M: WireMessage>(encoding: Encoding, message: &M) -> Body {
     let mut bytes = Zeroizing::new(Vec::with_capacity(ANSWER_CAPACITY));
     let written = match encoding {
         Encoding::Json => serde_json::to_writer(&mut *bytes, message).is_ok(),
@@ -388,7 +399,7 @@ fn encode<M: WireMessage>(encoding: Encoding, message: &M) -> Zeroizing<Vec<u8>>
     bytes
 }
 
-fn success(encoding: Encoding, body: Zeroizing<Vec<u8>>) -> Answer {
+fn success(encoding: Encoding, body: Body) -> Answer {
     plain(StatusCode::OK, encoding.content_type(), Bytes::from_owner(Wiped(body)))
 }
 
@@ -426,7 +437,7 @@ fn not_found(parts: &Parts) -> Answer {
     plain(StatusCode::NOT_FOUND, "text/html; charset=utf-8", body)
 }
 
-fn plain(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn plain(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

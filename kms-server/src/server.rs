@@ -4,7 +4,6 @@
 //! of a request, its body, its answer, and the time without a request.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -15,28 +14,28 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use ratls::server::SelfIssued;
 use rustls_pki_types::PrivateKeyDer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
-use transport::{BindOptions, Endpoint, Listener, Stream};
+use tracing::{debug, warn};
+use transport::{Listener, Stream};
 
-use crate::attest::Attester;
-use crate::audit::{self, Audit, Event};
-use crate::authorise::decider::Decider;
-use crate::authorise::{self, Authoriser};
-use crate::config::{AuthoriserConfig, Config, Limits};
+use crate::attest::TrustError;
+use crate::audit::{self, Event};
+use crate::authorise;
+use crate::config::{Config, Limits};
 use crate::http::{Http, Peer};
-use crate::metrics::Metrics;
-use crate::offload::Offload;
+use crate::own;
 use crate::peers::Peers;
 use crate::rpc::{Clock, Kms};
 use crate::sealed::Session;
-use crate::store::{self, Identity, Recovery, Store};
+use crate::start::Opened;
+use crate::store::{self, Identity, Store};
 use crate::text::chain;
 
 /// Pause after an accept that failed, which is how running out of descriptors shows.
@@ -56,9 +55,15 @@ pub enum StartError {
     /// There is nobody to decide who gets keys.
     #[error("there is no authoriser")]
     Authoriser(#[from] authorise::Error),
-    /// The root for Nitro documents is not one.
-    #[error("the root for Nitro documents cannot be used")]
-    NitroRoot(#[source] attestation::Error),
+    /// Evidence could never be verified.
+    #[error("evidence cannot be verified")]
+    Trust(#[from] TrustError),
+    /// The authoriser does not let this KMS make keys.
+    #[error("KMS is not allowed to auto-bootstrap")]
+    NotAllowed(#[source] own::Error),
+    /// There is no evidence for the RPC certificate (`core.attest_rpc_cert`).
+    #[error("no evidence for the RPC certificate")]
+    OwnEvidence(#[source] own::Error),
     /// The audit log cannot be written.
     #[error("there is no audit log")]
     Audit(#[from] audit::OpenError),
@@ -81,12 +86,13 @@ pub struct Server;
 
 /// A running KMS. Dropping the handle stops it without waiting.
 pub struct ServerHandle {
-    address: SocketAddr,
-    kms: Arc<Kms>,
-    shutdown: CancellationToken,
-    stopped: TaskTracker,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin_address: Option<SocketAddr>,
+    pub(crate) kms: Arc<Kms>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) stopped: TaskTracker,
     /// Keeps the directory locked as long as the server runs.
-    _store: Store,
+    pub(crate) _store: Arc<Store>,
 }
 
 impl Server {
@@ -106,51 +112,7 @@ impl Server {
     ///
     /// As [`start`](Self::start).
     pub async fn start_at(config: Config, clock: Clock) -> Result<ServerHandle, StartError> {
-        let settings = config.clone();
-        let now = clock();
-        let (store, identity) = tokio::task::spawn_blocking(move || open_keys(&settings, now)).await??;
-        let settings = (config.authoriser.clone(), config.audit_file.clone(), Arc::clone(&clock));
-        let (authoriser, audit) = tokio::task::spawn_blocking(move || open_authoriser(settings)).await??;
-        let attester = Attester::new(config.nitro_root.as_deref()).map_err(StartError::NitroRoot)?;
-        let tls = tls_acceptor(&identity)?;
-
-        let (ip, port) = config.address;
-        let endpoint = Endpoint::Tcp { host: transport::TcpHost::Address(ip), port };
-        let listener = Listener::bind(&endpoint, BindOptions::default()).await?;
-        let address = match listener.endpoint() {
-            Endpoint::Tcp { host: transport::TcpHost::Address(ip), port } => SocketAddr::new(*ip, *port),
-            other => return Err(StartError::Address(other.to_string())),
-        };
-        let limits = config.limits;
-        let kms = Arc::new(Kms {
-            identity,
-            decider: Decider::new(authoriser, config.decision_cache, audit.clone()),
-            audit,
-            attester,
-            nitro_enclave_key_release: config.nitro_enclave_key_release,
-            sealed_release: config.sealed_release,
-            offload: Offload::new(limits.max_verifications, limits.verification_queue),
-            metrics: Metrics::default(),
-            clock,
-        });
-        let http = Http::new(
-            Arc::clone(&kms),
-            config.body_limits,
-            config.metrics,
-            limits.body,
-            limits.request,
-            limits.max_requests,
-        );
-        let shutdown = CancellationToken::new();
-        let stopped = TaskTracker::new();
-        let describer = Arc::clone(&kms);
-        let stop = shutdown.clone();
-        stopped.spawn(async move { stop.run_until_cancelled(describer.decider.tend()).await });
-        let listening = Listening { listener, tls, http: Arc::new(http), limits, shutdown: shutdown.clone() };
-        stopped.spawn(listening.run());
-        stopped.close();
-        info!(%address, domain = %kms.identity.domain, "serving");
-        Ok(ServerHandle { address, kms, shutdown, stopped, _store: store })
+        Opened::open(config, clock).await?.serve().await
     }
 }
 
@@ -159,6 +121,12 @@ impl ServerHandle {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where its administration service listens, if it has one.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
     }
 
     /// PEM of the root CA, which clients pin.
@@ -214,53 +182,47 @@ pub(crate) fn system_clock() -> UnixMillis {
     UnixMillis(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
-fn open_keys(config: &Config, now: UnixMillis) -> Result<(Store, Identity), store::Error> {
-    let store = Store::open(&config.cert_dir)?;
-    match store.recovery() {
-        Recovery::Clean => {}
-        Recovery::Discarded => warn!("removed the remains of a bootstrap that had made no keys yet"),
-        Recovery::Finished => warn!("finished an interrupted bootstrap; its keys are in place"),
-    }
-    if let Some(domain) = &config.auto_bootstrap_domain
-        && !store.has_keys()?
-    {
-        store.bootstrap(domain, now)?;
-        info!(%domain, directory = %config.cert_dir.display(), "made new root keys");
-    }
-    let identity = store.load(config.auto_bootstrap_domain.as_ref(), now)?;
-    for file in &identity.renewed {
-        warn!(file, "was missing or about to expire; made again");
-    }
-    Ok((store, identity))
-}
-
-type Deciding = (Box<dyn Authoriser>, Option<Arc<Audit>>);
-
-fn open_authoriser(
-    (authoriser, audit, clock): (AuthoriserConfig, Option<PathBuf>, Clock),
-) -> Result<Deciding, StartError> {
-    let audit = audit.map(|file| Audit::open(&file, clock)).transpose()?.map(Arc::new);
-    Ok((authorise::from_config(authoriser)?, audit))
-}
-
-fn tls_acceptor(identity: &Identity) -> Result<TlsAcceptor, StartError> {
+pub(crate) fn tls_acceptor(identity: &Identity, self_issued: SelfIssued) -> Result<TlsAcceptor, StartError> {
     let key = identity.rpc_key.to_pkcs8().map_err(store::Error::Key)?;
     let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
     let config = ratls::server::ServerConfigBuilder::new(identity.temp_ca.clone())?
+        .with_self_issued(self_issued)
         .build_from_der(identity.rpc_certificate.clone(), key)?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-struct Listening {
+/// A listener and what answers on it.
+pub(crate) struct Listening {
     listener: Listener,
-    tls: TlsAcceptor,
+    /// None for plain HTTP.
+    tls: Option<TlsAcceptor>,
     http: Arc<Http>,
     limits: Limits,
     shutdown: CancellationToken,
 }
 
 impl Listening {
-    async fn run(self) {
+    pub(crate) fn tls(
+        listener: Listener,
+        tls: TlsAcceptor,
+        http: Arc<Http>,
+        limits: &Limits,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        Self { tls: Some(tls), ..Self::plain(listener, http, limits, shutdown) }
+    }
+
+    pub(crate) fn plain(
+        listener: Listener,
+        http: Arc<Http>,
+        limits: &Limits,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        Self { listener, tls: None, http, limits: limits.clone(), shutdown: shutdown.clone() }
+    }
+
+    /// Accepts until shutdown, then lets what is open end.
+    pub(crate) async fn run(self) {
         let places = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
         let peers = Arc::new(Peers::new(self.limits.max_connections_per_peer));
         let open = TaskTracker::new();
@@ -273,7 +235,7 @@ impl Listening {
                     continue;
                 }
             };
-            let metrics = &self.http.kms.metrics;
+            let metrics = &self.http.metrics;
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
                 metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
                 debug!(%peer, "too many connections");
@@ -298,11 +260,11 @@ impl Listening {
             };
             open.spawn(async move {
                 let _held = (place, seat);
-                let metrics = Arc::clone(&connection.http.kms);
+                let metrics = Arc::clone(&connection.http.metrics);
                 if let Err(error) = connection.serve(stream, peer.to_string().into()).await {
                     debug!(%peer, error, "connection ended");
                 }
-                metrics.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+                metrics.connections.fetch_sub(1, Ordering::Relaxed);
             });
         }
         // Closes the socket: who comes now is refused by the system instead of waiting for an answer.
@@ -317,7 +279,7 @@ impl Listening {
 }
 
 struct Connection {
-    tls: TlsAcceptor,
+    tls: Option<TlsAcceptor>,
     http: Arc<Http>,
     limits: Limits,
     shutdown: CancellationToken,
@@ -326,8 +288,12 @@ struct Connection {
 impl Connection {
     /// From the handshake to the end. The error is for the log.
     async fn serve(self, stream: Stream, address: Arc<str>) -> Result<(), String> {
-        let handshake = timeout(self.limits.handshake, self.tls.accept(stream));
-        let failed = &self.http.kms.metrics.handshakes_failed;
+        let Some(tls) = &self.tls else {
+            let peer = Peer { address, certificate: None, session: Session::new(None) };
+            return self.serve_http(stream, peer).await;
+        };
+        let handshake = timeout(self.limits.handshake, tls.accept(stream));
+        let failed = &self.http.metrics.handshakes_failed;
         let stream = match self.shutdown.run_until_cancelled(handshake).await {
             None => return Ok(()),
             Some(Ok(Ok(stream))) => stream,
@@ -340,16 +306,19 @@ impl Connection {
                 return Err(format!("no handshake within {:?}", self.limits.handshake));
             }
         };
-        self.serve_http(stream, address).await
-    }
-
-    async fn serve_http(self, stream: TlsStream<Stream>, address: Arc<str>) -> Result<(), String> {
         let (_, tls) = stream.get_ref();
         let certificate =
             tls.peer_certificates().and_then(<[_]>::first).map(|certificate| certificate.to_vec());
         // Without an exporter (TLS 1.2) everything but sealed release works.
         let session = Session::new(ratls::sealed::exporter(tls).ok());
-        let peer = Arc::new(Peer { address, certificate, session });
+        self.serve_http(stream, Peer { address, certificate, session }).await
+    }
+
+    async fn serve_http<S>(self, stream: S, peer: Peer) -> Result<(), String>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let peer = Arc::new(peer);
         let activity = Arc::new(Activity::default());
         let service = service_fn({
             let (http, activity) = (Arc::clone(&self.http), Arc::clone(&activity));

@@ -43,7 +43,7 @@ impl PeerEvidence {
 
     pub(crate) fn from_contents(contents: CertificateContents) -> Result<Option<Self>, Error> {
         let Some(encoded) = contents.attestation else {
-            return if contents.has_legacy_quote { Err(Error::LegacyQuote) } else { Ok(None) };
+            return if contents.legacy_quote.is_some() { Err(Error::LegacyQuote) } else { Ok(None) };
         };
         let attestation =
             VersionedAttestation::decode(&encoded).map_err(Error::Attestation)?.into_attestation();

@@ -11,12 +11,14 @@
 //!
 //! Collateral and time are arguments: nothing is fetched.
 
+mod collateral;
 mod error;
 mod policy;
 mod quote;
 mod verify;
 
+pub use collateral::{Collateral, CollateralKey, MAX_COLLATERAL_LEN, PcsAnswers};
 pub use error::Error;
 pub use policy::{AppraisedQuote, Policy};
-pub use quote::{Measurement, ReportData, TdReport};
-pub use verify::{Collateral, MAX_COLLATERAL_LEN, MAX_QUOTE_LEN, TcbStatus, VerifiedQuote, Verifier};
+pub use quote::{Measurement, ReportData, TdReport, report_data};
+pub use verify::{MAX_QUOTE_LEN, TcbStatus, VerifiedQuote, Verifier};

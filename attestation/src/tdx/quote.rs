@@ -3,6 +3,7 @@ use std::fmt;
 use dcap_qvl::quote::{Quote, TDReport10};
 
 use super::error::Error;
+use super::verify::MAX_QUOTE_LEN;
 use crate::pcr::write_hex;
 
 /// A SHA-384 measurement of a TD, shown as lowercase hex.
@@ -99,4 +100,18 @@ pub(super) fn trimmed(padded: &[u8]) -> Result<&[u8], Error> {
         return Err(Error::TrailingBytes { len });
     }
     Ok(quote)
+}
+
+/// What the TD of a quote asked to be signed, read without verifying anything.
+///
+/// # Errors
+/// [`Error::QuoteTooLarge`], [`Error::Quote`].
+pub fn report_data(quote: &[u8]) -> Result<ReportData, Error> {
+    if quote.len() > MAX_QUOTE_LEN {
+        return Err(Error::QuoteTooLarge { actual: quote.len(), max: MAX_QUOTE_LEN });
+    }
+    let malformed = |reason: &dyn fmt::Display| Error::Quote { reason: reason.to_string() };
+    let quote = Quote::parse(quote).map_err(|error| malformed(&error))?;
+    let report = quote.report.as_td10().ok_or_else(|| malformed(&"it is of an SGX enclave"))?;
+    Ok(ReportData(report.report_data))
 }

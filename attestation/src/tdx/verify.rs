@@ -2,43 +2,22 @@ use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::digest::{Algorithm, SHA256, SHA384, digest};
-use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::config::{Config, CryptoProvider};
 use dcap_qvl::signature::DerSigEncoder;
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::x509::X509CertBackend;
 use rustls_pki_types::SignatureVerificationAlgorithm;
 
+use super::collateral::Collateral;
 use super::error::Error;
-use super::quote::{TdReport, trimmed};
+use super::quote::{Measurement, TdReport, trimmed};
 use crate::UnixMillis;
 
 /// The longest quote that is looked at, padding included. Real ones have 5 KB, padded ones 8,000 bytes.
 pub const MAX_QUOTE_LEN: usize = 16 * 1024;
 
-/// The longest collateral that is looked at. Real ones have 20 KB, most of it the revocation list of PCK certificates.
-pub const MAX_COLLATERAL_LEN: usize = 1024 * 1024;
-
 /// Intel's SGX root CA, which also signs for TDX.
 static INTEL_ROOT: &[u8] = include_bytes!("intel-sgx-root-ca.der");
-
-/// What Intel publishes about platforms: certificates, revocation lists, TCB levels, each with its time of validity.
-#[derive(Clone, Debug)]
-pub struct Collateral(QuoteCollateralV3);
-
-impl Collateral {
-    /// Reads the JSON form of dcap-qvl's `QuoteCollateralV3`, which PCCS clients exchange.
-    ///
-    /// # Errors
-    /// [`Error::CollateralTooLarge`] or [`Error::Collateral`].
-    pub fn from_json(json: &[u8]) -> Result<Self, Error> {
-        if json.len() > MAX_COLLATERAL_LEN {
-            return Err(Error::CollateralTooLarge { actual: json.len(), max: MAX_COLLATERAL_LEN });
-        }
-        let collateral = serde_json::from_slice(json);
-        collateral.map(Self).map_err(|error| Error::Collateral { reason: error.to_string() })
-    }
-}
 
 /// How Intel rates the patch level of a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -135,12 +114,18 @@ impl Verifier {
         }
         let quote = trimmed(quote)?;
         let unverified = |reason: String| Error::Unverified { reason };
-        let verified = self.0.verify(quote, &collateral.0, now.as_secs());
+        let verified = self.0.verify(quote, collateral.inner(), now.as_secs());
         let verified = verified.map_err(|error| unverified(format!("{error:#}")))?;
         // A status that this version does not know cannot be judged, so it is refused.
         let tcb_status = verified.status.parse().map_err(unverified)?;
         let report = verified.report.as_td10().ok_or_else(|| unverified("it has no TD report".into()))?;
-        Ok(VerifiedQuote { report: report.into(), tcb_status, advisories: verified.advisory_ids })
+        let report = TdReport::from(report);
+        // Anything but zero is a TDX module that Intel has not signed.
+        let (expected, actual) = (Measurement([0; 48]), report.mr_signer_seam);
+        if actual != expected {
+            return Err(Error::Measurement { register: "MRSIGNERSEAM", expected, actual });
+        }
+        Ok(VerifiedQuote { report, tcb_status, advisories: verified.advisory_ids, ppid: verified.ppid })
     }
 }
 
@@ -150,6 +135,7 @@ pub struct VerifiedQuote {
     report: TdReport,
     tcb_status: TcbStatus,
     advisories: Vec<String>,
+    ppid: Vec<u8>,
 }
 
 impl VerifiedQuote {
@@ -167,10 +153,15 @@ impl VerifiedQuote {
     pub fn advisories(&self) -> &[String] {
         &self.advisories
     }
+
+    /// The platform's identifier (PPID) from its PCK certificate.
+    pub fn ppid(&self) -> &[u8] {
+        &self.ppid
+    }
 }
 
 /// The quote library's audited parser with the signatures of aws-lc-rs, the one cryptographic library of this project.
-struct AwsLc;
+pub(super) struct AwsLc;
 
 impl Config for AwsLc {
     type X509 = X509CertBackend;

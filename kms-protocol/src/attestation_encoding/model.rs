@@ -76,6 +76,17 @@ impl PlatformEvidence {
         }
     }
 
+    /// What the platform signed: the quote, report or document.
+    #[must_use]
+    pub fn signed(&self) -> &[u8] {
+        match self {
+            Self::Tdx(tdx) | Self::GcpTdx(tdx, _) => &tdx.quote,
+            Self::NitroEnclave { nsm_quote } => nsm_quote,
+            Self::SevSnp { report, .. } => report,
+            Self::AwsNitroTpm { attestation_doc } => attestation_doc,
+        }
+    }
+
     /// The NSM document, on Nitro Enclaves.
     #[must_use]
     pub fn nsm_quote(&self) -> Option<&[u8]> {
@@ -245,13 +256,15 @@ impl Attestation {
     }
 }
 
-/// The part of the VM configuration that concerns a Nitro Enclave (§5.4). Everything else in it is ignored.
+/// The part of the VM configuration that a KMS looks at (§5.4). Everything else in it is ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Hash of the image, as claimed; empty when absent.
     #[serde(with = "plain_hex")]
     pub os_image_hash: Vec<u8>,
+    /// Ties the boot image of a Google machine to the image hash.
+    pub gcp_measurement: Option<crate::tdx::GcpMeasurement>,
 }
 
 /// A configuration that is not a JSON object, or whose image hash is not hex.

@@ -47,8 +47,11 @@ pub(super) struct Core {
     pub(super) cert_dir: PathBuf,
     pub(super) subject_postfix: Option<String>,
     pub(super) site_name: String,
-    pub(super) enforce_self_authorization: Option<bool>,
-    pub(super) attest_rpc_cert: Option<bool>,
+    pub(super) enforce_self_authorization: bool,
+    pub(super) attest_rpc_cert: bool,
+    pub(super) accept_self_issued_certs: bool,
+    pub(super) admin_token_hash: String,
+    pub(super) agent: Agent,
     pub(super) nitro_enclave_key_release: Option<bool>,
     pub(super) sealed_release: String,
     pub(super) sev_snp_key_release: bool,
@@ -69,8 +72,11 @@ impl Default for Core {
             cert_dir: "/etc/kms/certs".into(),
             subject_postfix: None,
             site_name: String::new(),
-            enforce_self_authorization: None,
-            attest_rpc_cert: None,
+            enforce_self_authorization: true,
+            attest_rpc_cert: true,
+            accept_self_issued_certs: false,
+            admin_token_hash: String::new(),
+            agent: Agent::default(),
             nitro_enclave_key_release: None,
             sealed_release: "offer".into(),
             sev_snp_key_release: false,
@@ -87,20 +93,57 @@ impl Default for Core {
     }
 }
 
+/// Where this machine's own evidence comes from.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub(super) struct Agent {
+    pub(super) address: String,
+    pub(super) timeout: String,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self { address: String::new(), timeout: "20s".into() }
+    }
+}
+
 /// A misspelt key here could mean another trust anchor than the writer thinks, so there are no unknown ones.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Attestation {
     pub(super) insecure_allow_external_trust_anchors: bool,
+    pub(super) fetch_timeout: String,
     pub(super) urls: Urls,
     pub(super) root_ca: RootCa,
 }
 
-#[derive(Debug, Default, Deserialize)]
+impl Default for Attestation {
+    fn default() -> Self {
+        Self {
+            insecure_allow_external_trust_anchors: false,
+            fetch_timeout: "10s".into(),
+            urls: Urls::default(),
+            root_ca: RootCa::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Urls {
-    pub(super) pccs: Option<String>,
+    pub(super) pccs: String,
+    pub(super) gcp_pki_hosts: Vec<String>,
     pub(super) amd_kds: Option<String>,
+}
+
+impl Default for Urls {
+    fn default() -> Self {
+        Self {
+            pccs: "https://pccs.phala.network".into(),
+            gcp_pki_hosts: vec!["storage.googleapis.com".into(), "pki.goog".into()],
+            amd_kds: None,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,14 +162,21 @@ pub(super) struct RootCa {
 #[serde(default)]
 pub(super) struct Image {
     pub(super) verify: bool,
-    pub(super) cache_dir: Option<PathBuf>,
+    pub(super) tdx_measurements: Option<PathBuf>,
+    pub(super) cache_dir: PathBuf,
     pub(super) download_url: Option<String>,
     pub(super) download_timeout: Option<String>,
 }
 
 impl Default for Image {
     fn default() -> Self {
-        Self { verify: true, cache_dir: None, download_url: None, download_timeout: None }
+        Self {
+            verify: true,
+            tdx_measurements: None,
+            cache_dir: "/usr/share/dstack/images".into(),
+            download_url: None,
+            download_timeout: None,
+        }
     }
 }
 

@@ -7,14 +7,22 @@
 
 mod chain;
 mod file;
+mod platform;
 mod units;
+
+pub use platform::{AdminConfig, OnboardConfig};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ratls::server::SelfIssued;
+
 use crate::SealedRelease;
+use crate::admin::TokenHash;
+use crate::agent::GuestAgent;
+use crate::attest::Trust;
 use crate::authorise::chain::ChainConfig;
 use crate::authorise::webhook::WebhookConfig;
 use crate::fetch::BaseUrl;
@@ -37,8 +45,24 @@ pub struct Config {
     pub auto_bootstrap_domain: Option<Domain>,
     /// Shown in attestation information.
     pub site_name: String,
-    /// Another root for NSM documents than AWS's, as PEM.
-    pub nitro_root: Option<String>,
+    /// What evidence is verified against.
+    pub trust: Trust,
+    /// Where this machine's own evidence comes from.
+    pub agent: GuestAgent,
+    /// Whether the authoriser has to agree to this KMS before it releases anything.
+    pub enforce_self_authorization: bool,
+    /// Whether the RPC certificate shows evidence of this machine.
+    pub attest_rpc_cert: bool,
+    /// Whether clients may sign their certificates themselves.
+    pub self_issued: SelfIssued,
+    /// Onboarding.
+    pub onboard: OnboardConfig,
+    /// The administration service, when there is one.
+    pub admin: Option<AdminConfig>,
+    /// `ClearImageCache` in the main service, as generations A and B have it, behind this token.
+    pub legacy_admin_token: Option<TokenHash>,
+    /// What `ClearImageCache` clears.
+    pub image_cache: PathBuf,
     /// Whether Nitro Enclaves may receive keys.
     pub nitro_enclave_key_release: bool,
     /// Whether app keys are released sealed.
@@ -212,6 +236,7 @@ impl Config {
             merge(&mut merged, layer);
             files.push(path.to_owned());
         }
+        platform::environment(&mut merged, |name| std::env::var(name).ok().filter(|value| !value.is_empty()));
         let (config, warnings) = Self::from_table(merged)?;
         Ok(Loaded { config, warnings, files })
     }
@@ -276,7 +301,6 @@ fn merge(base: &mut toml::Table, layer: toml::Table) {
 fn ignored_key(key: &str) -> String {
     let instead = match key {
         "core.pccs_url" => "it has moved to core.attestation.urls.pccs",
-        "core.admin_token_hash" => "the administration service has a listener of its own, [core.admin]",
         "core.onboard.quote_enabled" => {
             "core.attest_rpc_cert and core.enforce_self_authorization have replaced it"
         }
@@ -290,11 +314,8 @@ fn check(file: file::File, warnings: &mut Vec<String>) -> Result<Config, ConfigE
     let file::File { rpc, core } = file;
     refuse_unsupported(&rpc, &core)?;
     note_without_effect(&core, warnings);
-    let address = rpc.address.parse().map_err(|_| ConfigError::Value {
-        key: "rpc.address",
-        actual: rpc.address.clone(),
-        expected: "an IP address",
-    })?;
+    let address = platform::address("rpc.address", &rpc.address)?;
+    let trust = platform::trust(&core)?;
     check_tls_paths(&rpc.tls, &core.cert_dir)?;
     let auto_bootstrap_domain = match core.onboard.auto_bootstrap_domain.as_str() {
         "" => None,
@@ -316,7 +337,15 @@ fn check(file: file::File, warnings: &mut Vec<String>) -> Result<Config, ConfigE
         cert_dir: core.cert_dir,
         auto_bootstrap_domain,
         site_name: core.site_name,
-        nitro_root: nitro_root(&core.attestation)?,
+        trust,
+        agent: platform::agent(&core.agent)?,
+        enforce_self_authorization: core.enforce_self_authorization,
+        attest_rpc_cert: core.attest_rpc_cert,
+        self_issued: if core.accept_self_issued_certs { SelfIssued::Accept } else { SelfIssued::Refuse },
+        onboard: platform::onboard(&core.onboard, (address, rpc.port))?,
+        admin: platform::admin(&core.admin, warnings)?,
+        legacy_admin_token: platform::legacy_admin_token(&core.admin_token_hash)?,
+        image_cache: core.image.cache_dir,
         // An authoriser that restricts no image must be told explicitly that enclaves may have keys.
         nitro_enclave_key_release: core.nitro_enclave_key_release.unwrap_or(!development),
         sealed_release: sealed_release(&core.sealed_release)?,
@@ -332,21 +361,6 @@ fn check(file: file::File, warnings: &mut Vec<String>) -> Result<Config, ConfigE
 /// Settings that ask for something which would silently be missing.
 fn refuse_unsupported(rpc: &file::Rpc, core: &file::Core) -> Result<(), ConfigError> {
     let cases = [
-        (
-            core.enforce_self_authorization == Some(true),
-            "core.enforce_self_authorization",
-            "this KMS does not attest itself yet; set it to false to run without",
-        ),
-        (
-            core.attest_rpc_cert == Some(true),
-            "core.attest_rpc_cert",
-            "this KMS does not attest itself yet; set it to false to run without",
-        ),
-        (
-            core.admin.enabled,
-            "core.admin.enabled",
-            "there is no administration service yet; nothing here has a cache it could clear",
-        ),
         (
             rpc.tls.mutual.mandatory,
             "rpc.tls.mutual.mandatory",
@@ -368,40 +382,27 @@ fn refuse_unsupported(rpc: &file::Rpc, core: &file::Core) -> Result<(), ConfigEr
 }
 
 fn note_without_effect(core: &file::Core, warnings: &mut Vec<String>) {
-    if core.enforce_self_authorization.is_none() {
+    if !core.enforce_self_authorization {
         warnings.push(
-            "this KMS neither attests nor authorises itself (core.enforce_self_authorization is false here unless set)"
+            "core.enforce_self_authorization = false: nobody is asked whether this machine may be a KMS"
                 .into(),
         );
     }
     if !core.image.verify {
         warnings.push(
-            "core.image.verify = false has no effect: image hashes of Nitro Enclaves always come from their PCRs".into(),
+            "core.image.verify = false has no effect: image hashes always have to follow from what was measured".into(),
         );
     }
     let root_ca = &core.attestation.root_ca;
     let unused = [
         (core.subject_postfix.is_some(), "core.subject_postfix"),
-        (core.image.cache_dir.is_some(), "core.image.cache_dir"),
         (core.image.download_url.is_some(), "core.image.download_url"),
         (core.image.download_timeout.is_some(), "core.image.download_timeout"),
-        (core.attestation.urls.pccs.is_some(), "core.attestation.urls.pccs"),
         (core.attestation.urls.amd_kds.is_some(), "core.attestation.urls.amd_kds"),
-        (root_ca.tdx.is_some(), "core.attestation.root_ca.tdx"),
-        (root_ca.gcp_tpm.is_some(), "core.attestation.root_ca.gcp_tpm"),
         (root_ca.aws_nitro_tpm.is_some(), "core.attestation.root_ca.aws_nitro_tpm"),
         (root_ca.sev_snp_milan.is_some(), "core.attestation.root_ca.sev_snp_milan"),
         (root_ca.sev_snp_genoa.is_some(), "core.attestation.root_ca.sev_snp_genoa"),
         (root_ca.sev_snp_turin.is_some(), "core.attestation.root_ca.sev_snp_turin"),
-        (core.onboard.address.is_some() || core.onboard.port.is_some(), "core.onboard.address or port"),
-        (
-            core.admin.address.is_some()
-                || core.admin.port.is_some()
-                || core.admin.auth_token.is_some()
-                || core.admin.htpasswd_file.is_some()
-                || core.admin.insecure_no_auth,
-            "a setting of core.admin",
-        ),
     ];
     for (_, key) in unused.into_iter().filter(|(set, _)| *set) {
         warnings.push(format!("{key} has no effect in this version"));
@@ -427,22 +428,6 @@ fn check_tls_paths(tls: &file::Tls, cert_dir: &Path) -> Result<(), ConfigError> 
         }
     }
     Ok(())
-}
-
-fn nitro_root(attestation: &file::Attestation) -> Result<Option<String>, ConfigError> {
-    let Some(path) = &attestation.root_ca.aws_nitro_enclave else { return Ok(None) };
-    if !attestation.insecure_allow_external_trust_anchors {
-        return Err(ConfigError::Unsupported {
-            key: "core.attestation.root_ca.aws_nitro_enclave",
-            value: "a file",
-            reason: "another root than AWS's also needs core.attestation.insecure_allow_external_trust_anchors = true",
-        });
-    }
-    let pem =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-    attestation::TrustAnchor::from_pem(&pem)
-        .map_err(|error| ConfigError::Syntax { path: path.clone(), reason: error.to_string() })?;
-    Ok(Some(pem))
 }
 
 fn authoriser(settings: &file::AuthApi, warnings: &mut Vec<String>) -> Result<AuthoriserConfig, ConfigError> {

@@ -14,20 +14,21 @@ fn nothing_gives_upstreams_defaults() {
     assert_eq!(config.address, ("0.0.0.0".parse().unwrap(), 8000));
     assert_eq!(config.cert_dir, Path::new("/etc/kms/certs"));
     assert!(config.metrics && config.nitro_enclave_key_release);
-    assert!(config.nitro_root.is_none() && config.auto_bootstrap_domain.is_none());
+    assert!(config.enforce_self_authorization && config.attest_rpc_cert && config.onboard.enabled);
+    assert!(config.admin.is_none() && config.legacy_admin_token.is_none());
+    assert!(config.trust.nitro_root.is_none() && config.auto_bootstrap_domain.is_none());
     assert!(matches!(config.authoriser, AuthoriserConfig::Webhook(_)));
 }
 
 #[test]
 fn keys_of_older_generations_are_named_with_their_replacement() {
     let (_, warnings) = load(
-        "[default]\nworkers = 8\n[core]\npccs_url = \"x\"\nadmin_token_hash = \"x\"\nfrobnicate = 1\n\
+        "[default]\nworkers = 8\n[core]\npccs_url = \"x\"\nfrobnicate = 1\n\
          [core.onboard]\nquote_enabled = false",
     );
     for (key, replacement) in [
         ("default", "never had an effect"),
         ("core.pccs_url", "core.attestation.urls.pccs"),
-        ("core.admin_token_hash", "[core.admin]"),
         ("core.frobnicate", "no such setting"),
         ("core.onboard.quote_enabled", "core.attest_rpc_cert"),
     ] {
@@ -53,11 +54,11 @@ fn misspelt_trust_settings_are_errors() {
 #[test]
 fn checks_that_cannot_be_made_are_not_silently_left_out() {
     for (text, key) in [
-        ("[core]\nenforce_self_authorization = true", "core.enforce_self_authorization"),
-        ("[core]\nattest_rpc_cert = true", "core.attest_rpc_cert"),
         ("[core]\nsev_snp_key_release = true", "core.sev_snp_key_release"),
         ("[core]\naws_nitro_tpm_key_release = true", "core.aws_nitro_tpm_key_release"),
-        ("[core.admin]\nenabled = true", "core.admin.enabled"),
+        ("[core.admin]\nenabled = true", "core.admin.auth_token"),
+        ("[core.admin]\nenabled = true\nhtpasswd_file = \"x\"", "core.admin.htpasswd_file"),
+        ("[core.attestation.root_ca]\ntdx = \"/nowhere\"", "root_ca.tdx"),
         ("[rpc.tls.mutual]\nmandatory = true", "rpc.tls.mutual.mandatory"),
         ("[core.auth_api]\ntype = \"dev\"", "core.auth_api.type"),
         ("[core.attestation.root_ca]\naws_nitro_enclave = \"/nowhere\"", "aws_nitro_enclave"),
@@ -81,6 +82,11 @@ fn values_are_checked() {
         ("[rpc.tls]\nkey = \"/elsewhere/rpc.key\"", "rpc.tls.key"),
         ("[rpc.limits]\nGetAppKey = \"many\"", "rpc.limits"),
         ("[rpc.limits]\nGetAppKey = -1", "rpc.limits"),
+        ("[core]\nadmin_token_hash = \"x\"", "core.admin_token_hash"),
+        ("[core.agent]\naddress = \"/run/x\"", "core.agent.address"),
+        ("[core.attestation.urls]\npccs = \"x\"", "core.attestation.urls.pccs"),
+        ("[core.image]\ntdx_measurements = \"/nowhere\"", "/nowhere"),
+        ("[core.onboard]\naddress = \"x\"", "core.onboard.address"),
         ("[core.onboard]\nauto_bootstrap_domain = \"a_b\"", "auto_bootstrap_domain"),
         ("[core.auth_api]\ntype = \"none\"", "core.auth_api.type"),
         ("[core.auth_api]\ntype = \"policy\"", "core.auth_api.policy.file"),
@@ -134,7 +140,7 @@ fn another_root_needs_both_settings_and_a_certificate() {
     assert!(matches!(Config::from_toml(&text), Err(ConfigError::Syntax { .. })));
     let emulator = nsm_emulator::Emulator::new(nsm_emulator::Config::default()).unwrap();
     std::fs::write(&root, emulator.root_pem()).unwrap();
-    assert_eq!(load(&text).0.nitro_root, Some(emulator.root_pem()));
+    assert_eq!(load(&text).0.trust.nitro_root, Some(emulator.root_pem()));
 }
 
 #[test]

@@ -29,16 +29,19 @@ pub(super) fn authority(which: Authority, key: &P256Scalar, now: UnixMillis) -> 
     certificate.map_err(Error::Issue)
 }
 
-/// The certificate that clients see: issued by the root directly, usage `kms:rpc`, valid for one name.
+/// The certificate that clients see: issued by the root directly, usage `kms:rpc`, valid for one name, with evidence of
+/// this machine if there is any.
 pub(super) fn rpc_leaf(
     domain: &Domain,
     rpc_key: &P256Scalar,
+    attestation: Option<&[u8]>,
     root: CertificateDer<'static>,
     root_key: &P256Scalar,
     now: UnixMillis,
 ) -> Result<Certificate, Error> {
     let root = Ca::new("root CA", root, key_pair(root_key)?).map_err(Error::Issue)?;
-    issue::rpc_leaf(&root, &key_pair(rpc_key)?, domain.as_str(), None, unix_time(now)).map_err(Error::Issue)
+    issue::rpc_leaf(&root, &key_pair(rpc_key)?, domain.as_str(), attestation, unix_time(now))
+        .map_err(Error::Issue)
 }
 
 fn key_pair(key: &P256Scalar) -> Result<KeyPair, Error> {
@@ -68,7 +71,7 @@ pub(super) fn random(bytes: &mut [u8; 32]) -> Result<(), Error> {
 }
 
 /// PKCS#8 in PEM, as upstream writes keys.
-pub(super) fn key_to_pem(key: &P256Scalar) -> Result<Zeroizing<String>, Error> {
+pub(crate) fn key_to_pem(key: &P256Scalar) -> Result<Zeroizing<String>, Error> {
     let der = key.to_pkcs8().map_err(Error::Key)?;
     pem_rfc7468::encode_string("PRIVATE KEY", pem_rfc7468::LineEnding::LF, der.as_slice())
         .map(Zeroizing::new)

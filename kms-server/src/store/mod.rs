@@ -17,10 +17,14 @@
 mod disk;
 mod domain;
 mod error;
+pub mod inspect;
 mod issue;
+mod keys;
 
 pub use domain::{Domain, DomainError};
 pub use error::Error;
+pub(crate) use issue::key_to_pem;
+pub use keys::NewKeys;
 
 use std::fs::File;
 use std::io;
@@ -81,6 +85,8 @@ pub struct Identity {
     pub roots: RootKeys,
     /// PEM of the root CA.
     pub root_ca_pem: String,
+    /// The root CA, DER.
+    pub root_ca: CertificateDer<'static>,
     /// PEM of the temporary CA.
     pub temp_ca_pem: String,
     /// PKCS#8 PEM of the temporary CA's key, which is handed to everybody.
@@ -97,6 +103,38 @@ pub struct Identity {
     pub bootstrap_info: Option<BootstrapResponse>,
     /// Files that were missing or expiring and were made again.
     pub renewed: Vec<&'static str>,
+}
+
+/// An [`Identity`] before its RPC certificate.
+pub struct Prepared {
+    roots: RootKeys,
+    root_ca_pem: String,
+    temp_ca_pem: String,
+    temp_ca_key_pem: Zeroizing<String>,
+    rpc_key: P256Scalar,
+    domain: Domain,
+    bootstrap_info: Option<BootstrapResponse>,
+    renewed: Vec<&'static str>,
+}
+
+impl Prepared {
+    /// SubjectPublicKeyInfo of the RPC certificate's key, DER.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Key`].
+    pub fn rpc_spki(&self) -> Result<Vec<u8>, Error> {
+        Ok(self.rpc_key.spki_der().map_err(Error::Key)?.to_vec())
+    }
+}
+
+/// Evidence that is stored together with new keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence<'a> {
+    /// For the RPC certificate's key, encoded.
+    pub rpc: Option<&'a [u8]>,
+    /// What `Bootstrap` answers.
+    pub bootstrap: Option<&'a BootstrapResponse>,
 }
 
 impl Store {
@@ -148,26 +186,38 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyBootstrapped`], and those of [`has_keys`](Self::has_keys): nothing is ever overwritten.
+    /// As [`commit`](Self::commit).
     pub fn bootstrap(&self, domain: &Domain, now: UnixMillis) -> Result<(), Error> {
+        self.commit(&NewKeys::generate()?, domain, Evidence::default(), now)
+    }
+
+    /// Makes `keys` the keys of this directory, all at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyBootstrapped`], and those of [`has_keys`](Self::has_keys): nothing is ever overwritten.
+    pub fn commit(
+        &self,
+        keys: &NewKeys,
+        domain: &Domain,
+        evidence: Evidence<'_>,
+        now: UnixMillis,
+    ) -> Result<(), Error> {
         if self.has_keys()? {
             return Err(Error::AlreadyBootstrapped { path: self.path.clone() });
         }
-        let root_key = issue::generate_p256()?;
-        let temp_key = issue::generate_p256()?;
-        let rpc_key = issue::generate_p256()?;
-        let k256 = K256Root::init_with(issue::random)?;
-        // Both must be keys of their curves before anything is written.
-        let roots = RootKeys::new(root_key, k256).map_err(Error::Key)?;
+        let NewKeys { roots, temp, rpc: rpc_key } = keys;
         let root = issue::authority(Authority::Root, roots.ca(), now)?;
-        let rpc = issue::rpc_leaf(domain, &rpc_key, root.der().clone(), roots.ca(), now)?;
-        let temp = issue::authority(Authority::Temporary, &temp_key, now)?;
-        let pems =
-            [issue::key_to_pem(roots.ca())?, issue::key_to_pem(&temp_key)?, issue::key_to_pem(&rpc_key)?];
+        let rpc = issue::rpc_leaf(domain, rpc_key, evidence.rpc, root.der().clone(), roots.ca(), now)?;
+        let temp_ca = issue::authority(Authority::Temporary, temp, now)?;
+        let pems = [issue::key_to_pem(roots.ca())?, issue::key_to_pem(temp)?, issue::key_to_pem(rpc_key)?];
         // The name may stand there alone: it is not a key.
         self.replace(RPC_DOMAIN, Mode::Public, domain.as_str().as_bytes())?;
-        let (root_pem, rpc_pem, temp_pem) = (root.pem(), rpc.pem(), temp.pem());
-        let files: [(&str, Mode, &[u8]); 7] = [
+        let (root_pem, rpc_pem, temp_pem) = (root.pem(), rpc.pem(), temp_ca.pem());
+        let info = evidence.bootstrap.map(serde_json::to_vec).transpose();
+        let info =
+            info.map_err(|error| Error::Content { name: BOOTSTRAP_INFO, reason: error.to_string() })?;
+        let mut files: Vec<(&str, Mode, &[u8])> = vec![
             (ROOT_CA_KEY, Mode::Secret, pems[0].as_bytes()),
             (ROOT_K256_KEY, Mode::Secret, roots.k256().expose()),
             (ROOT_CA_CRT, Mode::Public, root_pem.as_bytes()),
@@ -176,6 +226,7 @@ impl Store {
             (RPC_KEY, Mode::Secret, pems[2].as_bytes()),
             (RPC_CRT, Mode::Public, rpc_pem.as_bytes()),
         ];
+        files.extend(info.as_ref().map(|info| (BOOTSTRAP_INFO, Mode::Public, info.as_slice())));
         self.stage(&files).map_err(self.io("write", STAGING))?;
         self.finish()
     }
@@ -236,8 +287,17 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::NotBootstrapped`] without keys; otherwise what is wrong with which file.
+    /// As [`prepare`](Self::prepare) and [`issue`](Self::issue).
     pub fn load(&self, domain: Option<&Domain>, now: UnixMillis) -> Result<Identity, Error> {
+        self.issue(self.prepare(domain, now)?, None, now)
+    }
+
+    /// Everything of [`load`](Self::load) but the RPC certificate.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotBootstrapped`] without keys; otherwise what is wrong with which file.
+    pub fn prepare(&self, domain: Option<&Domain>, now: UnixMillis) -> Result<Prepared, Error> {
         if !self.has_keys()? {
             return Err(Error::NotBootstrapped { path: self.path.clone() });
         }
@@ -251,16 +311,51 @@ impl Store {
         let files = (TMP_CA_CRT, TMP_CA_KEY);
         let temp_ca_pem = self.authority(Authority::Temporary, files, &temp_key, now, &mut renewed)?;
         let rpc_key = self.key(RPC_KEY, &mut renewed)?;
-
         let domain = self.domain(domain)?;
-        let root = certificate_der(ROOT_CA_CRT, root_ca_pem.as_bytes())?;
-        let rpc = issue::rpc_leaf(&domain, &rpc_key, root, roots.ca(), now)?;
+        let bootstrap_info = self.bootstrap_info(&roots)?;
+        let temp_ca_key_pem = issue::key_to_pem(&temp_key)?;
+        Ok(Prepared {
+            roots,
+            root_ca_pem,
+            temp_ca_pem,
+            temp_ca_key_pem,
+            rpc_key,
+            domain,
+            bootstrap_info,
+            renewed,
+        })
+    }
+
+    /// Issues the RPC certificate, with evidence of this machine for its key if there is any.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be issued or written.
+    pub fn issue(
+        &self,
+        prepared: Prepared,
+        attestation: Option<&[u8]>,
+        now: UnixMillis,
+    ) -> Result<Identity, Error> {
+        let Prepared {
+            roots,
+            root_ca_pem,
+            temp_ca_pem,
+            temp_ca_key_pem,
+            rpc_key,
+            domain,
+            bootstrap_info,
+            renewed,
+        } = prepared;
+        let root_ca = certificate_der(ROOT_CA_CRT, root_ca_pem.as_bytes())?;
+        let rpc = issue::rpc_leaf(&domain, &rpc_key, attestation, root_ca.clone(), roots.ca(), now)?;
         self.replace(RPC_CRT, Mode::Public, rpc.pem().as_bytes())?;
         Ok(Identity {
-            bootstrap_info: self.bootstrap_info(&roots)?,
             temp_ca: certificate_der(TMP_CA_CRT, temp_ca_pem.as_bytes())?,
             rpc_certificate: rpc.der().clone(),
-            temp_ca_key_pem: issue::key_to_pem(&temp_key)?,
+            root_ca,
+            bootstrap_info,
+            temp_ca_key_pem,
             roots,
             root_ca_pem,
             temp_ca_pem,

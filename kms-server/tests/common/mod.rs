@@ -6,6 +6,8 @@
     reason = "each test program uses its part of this, and stops where something is wrong"
 )]
 
+pub(crate) mod agent;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,18 +71,27 @@ impl Told {
 
 /// Settings for a KMS in `directory` that trusts `emulator`'s root.
 pub(crate) fn settings(directory: &tempfile::TempDir, emulator: &Emulator, more: &str) -> Config {
-    let root = directory.path().join("nitro-root.pem");
+    let more = format!(
+        "core.enforce_self_authorization = false\ncore.attest_rpc_cert = false\n\
+         core.onboard.auto_bootstrap_domain = \"localhost\"\n{more}"
+    );
+    let text = settings_text(directory.path(), emulator, &more);
+    Config::from_toml(&text).unwrap().0
+}
+
+/// The same for a KMS that says itself what it is and how it gets its keys.
+pub(crate) fn settings_text(directory: &std::path::Path, emulator: &Emulator, more: &str) -> String {
+    let root = directory.join("nitro-root.pem");
     std::fs::write(&root, emulator.root_pem()).unwrap();
-    let text = format!(
+    format!(
         "rpc.address = \"127.0.0.1\"\nrpc.port = 0\n\
          core.cert_dir = \"{}\"\n\
          core.attestation.insecure_allow_external_trust_anchors = true\n\
          core.attestation.root_ca.aws_nitro_enclave = \"{}\"\n\
-         core.onboard.auto_bootstrap_domain = \"localhost\"\n{more}",
-        directory.path().join("certs").display(),
+         {more}",
+        directory.join("certs").display(),
         root.display()
-    );
-    Config::from_toml(&text).unwrap().0
+    )
 }
 
 /// Settings that name a policy which allows `emulator`'s image to be [`APP`].
@@ -234,10 +245,17 @@ pub(crate) async fn raw(kms: &ServerHandle) -> transport::Stream {
 
 async fn exchange(kms: &ServerHandle, ask: Ask<'_>) -> std::io::Result<Told> {
     let stream = connect(kms, ask.certificate, &["http/1.1"]).await?;
+    converse(stream, kms.domain(), ask).await
+}
+
+async fn converse<S>(stream: S, host: &str, ask: Ask<'_>) -> std::io::Result<Told>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
     let driver = tokio::spawn(connection);
-    let mut request = Request::builder().method(ask.verb).uri(ask.path).header("host", kms.domain());
+    let mut request = Request::builder().method(ask.verb).uri(ask.path).header("host", host);
     for (name, value) in ask.headers {
         request = request.header(*name, *value);
     }
@@ -253,4 +271,23 @@ async fn exchange(kms: &ServerHandle, ask: Ask<'_>) -> std::io::Result<Told> {
         headers: parts.headers,
         body,
     })
+}
+
+/// Asks over plain HTTP.
+pub(crate) async fn ask_plain(address: std::net::SocketAddr, verb: &str, path: &str, body: &[u8]) -> Told {
+    ask_plain_with(address, verb, path, &[], body).await
+}
+
+/// The same, with headers.
+pub(crate) async fn ask_plain_with(
+    address: std::net::SocketAddr,
+    verb: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Told {
+    let endpoint: Endpoint = format!("tcp:{address}").parse().unwrap();
+    let stream = endpoint.connect(DEADLINE).await.unwrap();
+    let ask = Ask { verb, path, headers, body, certificate: None };
+    tokio::time::timeout(DEADLINE, converse(stream, "localhost", ask)).await.unwrap().unwrap()
 }
