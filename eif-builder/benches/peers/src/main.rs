@@ -142,6 +142,9 @@ fn container(size: u64) {
         };
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(content.len() as u64);
         plain.append_data(&mut header, format!("file{index}"), content.as_slice()).unwrap();
         made += content.len() as u64;
