@@ -295,8 +295,11 @@ pub(super) async fn logs(arguments: Logs) -> Result<(), Failure> {
     if !print(&shown) {
         return Ok(());
     }
+    if !arguments.follow {
+        return Ok(());
+    }
     let mut position = output.next;
-    while arguments.follow {
+    loop {
         tokio::time::sleep(LOG_PAUSE).await;
         output = read(position).await?;
         if output.start > position {
@@ -305,10 +308,9 @@ pub(super) async fn logs(arguments: Logs) -> Result<(), Failure> {
         }
         position = output.next.max(position);
         if !print(&output.contents) {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 /// Prints text as it is. Whether anyone still reads.

@@ -64,7 +64,7 @@ impl ProcessFile {
                 return Err(ProcessError::ZeroByte { what });
             }
         }
-        let nameless = |pair: &String| !pair.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+        let nameless = |pair: &String| pair.split_once('=').is_none_or(|(name, _)| name.is_empty());
         match process.env.iter().position(nameless) {
             Some(position) => Err(ProcessError::Environment { position }),
             None => Ok(process),
