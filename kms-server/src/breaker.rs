@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::client;
+
 /// Failures in a row after which nobody is asked for a while.
 const FAILURES: u32 = 5;
 /// The first pause; each failed trial doubles it.
@@ -93,6 +95,16 @@ impl Pass {
         *self.breaker.state() = State::default();
     }
 
+    /// As a request ended. That something is not there is an answer: who asks for inventions must not keep others from
+    /// what is.
+    pub(crate) fn ended_with<T>(self, outcome: &Result<T, client::Error>) {
+        match outcome {
+            Ok(_) => self.answered(),
+            Err(client::Error::Status(status)) if status.is_client_error() => self.answered(),
+            Err(_) => self.failed(),
+        }
+    }
+
     /// There was none, or one that makes no sense.
     pub(crate) fn failed(self) {
         let mut state = self.breaker.state();
@@ -165,6 +177,20 @@ mod tests {
         advance(FIRST_PAUSE).await;
         drop(breaker.pass().unwrap());
         breaker.pass().unwrap().answered();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_there_is_an_answer() {
+        let breaker = Arc::new(Breaker::default());
+        let status = |code: u16| Err::<(), _>(client::Error::Status(code.try_into().unwrap()));
+        for _ in 0..2 * FAILURES {
+            breaker.pass().unwrap().ended_with(&status(404));
+        }
+        assert_eq!(breaker.failures(), 0);
+        for _ in 0..FAILURES {
+            breaker.pass().unwrap().ended_with(&status(502));
+        }
+        assert!(breaker.is_open());
     }
 
     #[tokio::test(start_paused = true)]

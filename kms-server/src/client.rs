@@ -17,7 +17,8 @@ use transport::Endpoint;
 
 use crate::text::chain;
 
-const AGENT: &str = concat!("keyferry-kms/", env!("CARGO_PKG_VERSION"));
+/// As upstream says it, for authorisation services that look at it.
+const AGENT: &str = concat!("dstack-kms/", env!("CARGO_PKG_VERSION"));
 
 /// An `http://` or `https://` URL, split once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,20 +113,28 @@ pub(crate) enum Error {
     Status(StatusCode),
 }
 
-/// Asks whoever `url` names, over TLS with `tls` when it says `https`. Not cancel safe, but nothing is left behind.
+/// Gets what `url` names, over TLS with `tls` when it says `https`. Not cancel safe, but nothing is left behind.
 pub(crate) async fn get(
     url: &Url,
     tls: &Arc<rustls::ClientConfig>,
     limit: usize,
     deadline: Duration,
 ) -> Result<Answer, Error> {
-    let ask = Ask {
-        method: Method::GET,
-        authority: url.authority.clone(),
-        path: url.path.clone(),
-        body: Bytes::new(),
-        limit,
-    };
+    let answer = send(url, tls, Method::GET, Bytes::new(), limit, deadline).await?;
+    if answer.status.is_success() { Ok(answer) } else { Err(Error::Status(answer.status)) }
+}
+
+/// Sends a request to what `url` names and gives the answer, whatever its status. Not cancel safe, but nothing is left
+/// behind.
+pub(crate) async fn send(
+    url: &Url,
+    tls: &Arc<rustls::ClientConfig>,
+    method: Method,
+    body: Bytes,
+    limit: usize,
+    deadline: Duration,
+) -> Result<Answer, Error> {
+    let ask = Ask { method, authority: url.authority.clone(), path: url.path.clone(), body, limit };
     let work = async {
         let stream = url.endpoint.connect(deadline).await.map_err(Error::Connect)?;
         if url.tls {
@@ -137,8 +146,7 @@ pub(crate) async fn get(
             exchange(stream, ask).await
         }
     };
-    let answer = timeout(deadline, work).await.unwrap_or(Err(Error::Deadline(deadline)))?;
-    if answer.status.is_success() { Ok(answer) } else { Err(Error::Status(answer.status)) }
+    timeout(deadline, work).await.unwrap_or(Err(Error::Deadline(deadline)))
 }
 
 /// One request and its answer on a stream that is used for nothing else. The caller sets the deadline.
@@ -181,7 +189,11 @@ where
 
 /// TLS to the public internet: Mozilla's roots, compiled in, so that an image needs no certificate files.
 pub(crate) fn public_tls() -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
+    tls(rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() })
+}
+
+/// TLS to those whom these roots vouch for, and nobody else.
+pub(crate) fn tls(roots: rustls::RootCertStore) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
     let config = rustls::ClientConfig::builder_with_provider(ratls::provider())
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)

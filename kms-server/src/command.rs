@@ -1,6 +1,7 @@
 //! The command line, for the program of its own and for others that offer it as a subcommand.
 
 mod audit;
+mod auth_api;
 mod explain;
 mod look;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Verify(look::Verify),
     /// Says which rule of a policy decides about somebody
     Explain(explain::Explain),
+    /// Serves upstream's authorisation webhook, for a KMS that asks one
+    AuthApi(auth_api::AuthApi),
     /// Checks the log of decisions
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -79,6 +82,7 @@ pub async fn run(command: Command, shutdown: CancellationToken) -> Result<(), Fa
         Command::Inspect(arguments) => look::run_inspect(arguments),
         Command::Verify(arguments) => look::run_verify(arguments).await,
         Command::Explain(arguments) => explain::run(arguments),
+        Command::AuthApi(arguments) => auth_api::run(arguments, shutdown).await,
         Command::Audit(command) => audit::run(command),
     }
 }

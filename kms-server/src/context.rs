@@ -4,13 +4,16 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use tracing::{Instrument as _, info_span};
+
 tokio::task_local! {
     static PEER: Arc<str>;
 }
 
-/// Runs `serving` for a client at `peer`.
+/// Runs `serving` for a client at `peer`, whose address is in every log line of it.
 pub(crate) async fn with_peer<F: Future>(peer: Arc<str>, serving: F) -> F::Output {
-    PEER.scope(peer, serving).await
+    let span = info_span!("request", peer = %peer);
+    PEER.scope(peer, serving.instrument(span)).await
 }
 
 /// Address of the client that this task serves; `None` in tasks that serve nobody.

@@ -90,7 +90,16 @@ pub(crate) trait Methods: Send + Sync + 'static {
     }
 }
 
-/// Answers the requests of all connections of one listener.
+/// What answers the requests of a listener.
+pub(crate) trait Answers: Send + Sync + 'static {
+    /// Answers one request.
+    fn answer<'a>(&'a self, request: Request<Incoming>, peer: &'a Peer) -> Pending<'a, Answer>;
+
+    /// Where its connections are counted.
+    fn metrics(&self) -> &Arc<Metrics>;
+}
+
+/// Answers the requests of all connections of one listener with methods.
 pub(crate) struct Http {
     pub(crate) methods: Arc<dyn Methods>,
     pub(crate) metrics: Arc<Metrics>,
@@ -170,11 +179,6 @@ impl Http {
             places: semaphore(max_requests),
             quick_places: semaphore(max_requests),
         }
-    }
-
-    /// Answers one request.
-    pub(crate) async fn answer(&self, request: Request<Incoming>, peer: &Peer) -> Answer {
-        context::with_peer(Arc::clone(&peer.address), self.answer_peer(request, peer)).await
     }
 
     async fn answer_peer(&self, request: Request<Incoming>, peer: &Peer) -> Answer {
@@ -310,6 +314,16 @@ impl Http {
                 text: format!("failed to read data: no end within {:?}", self.body_deadline),
             }),
         }
+    }
+}
+
+impl Answers for Http {
+    fn answer<'a>(&'a self, request: Request<Incoming>, peer: &'a Peer) -> Pending<'a, Answer> {
+        Box::pin(context::with_peer(Arc::clone(&peer.address), self.answer_peer(request, peer)))
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 }
 

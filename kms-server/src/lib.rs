@@ -30,7 +30,6 @@ mod client;
 pub mod command;
 pub mod config;
 mod context;
-pub mod fetch;
 mod http;
 mod metrics;
 mod notify;

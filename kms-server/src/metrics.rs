@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub(crate) use self::histogram::Histogram;
+use crate::breaker::Breaker;
 
 /// What the server has done since it started.
 #[derive(Default)]
@@ -55,6 +56,11 @@ pub(crate) struct Dependency {
 }
 
 impl Dependency {
+    /// Somebody of whom only the breaker knows.
+    pub(crate) fn of(name: &'static str, breaker: &Breaker) -> Self {
+        Self { name, failures: breaker.failures(), paused: breaker.is_open(), trouble: None }
+    }
+
     pub(crate) fn is_good(&self) -> bool {
         self.failures == 0 && self.trouble.is_none()
     }

@@ -61,8 +61,8 @@ impl Own {
         self.evidence(report_data::ratls_cert(spki_der)).await.map(|(encoded, _)| encoded)
     }
 
-    /// Asks the authoriser about this KMS, unless the settings say not to. What it is is found out once; the decision
-    /// is asked for every time.
+    /// Asks the authoriser about this KMS, unless the settings say not to. What it is is found out once; a
+    /// remote authoriser's yes holds for a few seconds.
     pub(crate) async fn ensure_allowed(&self, decider: &Decider) -> Result<(), Error> {
         if !self.enforce {
             return Ok(());
@@ -74,7 +74,7 @@ impl Own {
                 Ok::<_, Error>(question(Purpose::Kms, &evidence.into_client("", Moment::Now)?))
             })
             .await?;
-        decider.decide(question.clone()).await.map(|_| ()).map_err(Error::Refused)
+        decider.decide_about_self(question.clone()).await.map(|_| ()).map_err(Error::Refused)
     }
 }
 

@@ -29,7 +29,7 @@ use crate::attest::TrustError;
 use crate::audit::{self, Event};
 use crate::authorise;
 use crate::config::{Config, Limits};
-use crate::http::{Http, Peer};
+use crate::http::{Answers, Peer};
 use crate::own;
 use crate::peers::Peers;
 use crate::rpc::{Clock, Kms};
@@ -196,7 +196,7 @@ pub(crate) struct Listening {
     listener: Listener,
     /// None for plain HTTP.
     tls: Option<TlsAcceptor>,
-    http: Arc<Http>,
+    http: Arc<dyn Answers>,
     limits: Limits,
     shutdown: CancellationToken,
 }
@@ -205,7 +205,7 @@ impl Listening {
     pub(crate) fn tls(
         listener: Listener,
         tls: TlsAcceptor,
-        http: Arc<Http>,
+        http: Arc<dyn Answers>,
         limits: &Limits,
         shutdown: &CancellationToken,
     ) -> Self {
@@ -214,7 +214,7 @@ impl Listening {
 
     pub(crate) fn plain(
         listener: Listener,
-        http: Arc<Http>,
+        http: Arc<dyn Answers>,
         limits: &Limits,
         shutdown: &CancellationToken,
     ) -> Self {
@@ -235,7 +235,7 @@ impl Listening {
                     continue;
                 }
             };
-            let metrics = &self.http.metrics;
+            let metrics = self.http.metrics();
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
                 metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
                 debug!(%peer, "too many connections");
@@ -260,7 +260,7 @@ impl Listening {
             };
             open.spawn(async move {
                 let _held = (place, seat);
-                let metrics = Arc::clone(&connection.http.metrics);
+                let metrics = Arc::clone(connection.http.metrics());
                 if let Err(error) = connection.serve(stream, peer.to_string().into()).await {
                     debug!(%peer, error, "connection ended");
                 }
@@ -280,7 +280,7 @@ impl Listening {
 
 struct Connection {
     tls: Option<TlsAcceptor>,
-    http: Arc<Http>,
+    http: Arc<dyn Answers>,
     limits: Limits,
     shutdown: CancellationToken,
 }
@@ -293,7 +293,7 @@ impl Connection {
             return self.serve_http(stream, peer).await;
         };
         let handshake = timeout(self.limits.handshake, tls.accept(stream));
-        let failed = &self.http.metrics.handshakes_failed;
+        let failed = &self.http.metrics().handshakes_failed;
         let stream = match self.shutdown.run_until_cancelled(handshake).await {
             None => return Ok(()),
             Some(Ok(Ok(stream))) => stream,

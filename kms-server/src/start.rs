@@ -263,7 +263,7 @@ impl Drop for OnboardHandle {
 
 type Deciding = (Box<dyn Authoriser>, Option<Arc<Audit>>);
 
-fn open_authoriser(
+pub(crate) fn open_authoriser(
     (authoriser, audit, clock): (AuthoriserConfig, Option<PathBuf>, Clock),
 ) -> Result<Deciding, StartError> {
     let audit = audit.map(|file| Audit::open(&file, clock)).transpose()?.map(Arc::new);

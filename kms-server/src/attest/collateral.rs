@@ -9,7 +9,9 @@ use tokio::time::timeout;
 
 use super::cache::{Cache, Need};
 use super::error::CollateralError;
+use crate::breaker::Breaker;
 use crate::client::{self, Url};
+use crate::metrics::Dependency;
 use crate::text::chain;
 
 /// Platform models that are remembered.
@@ -28,11 +30,19 @@ struct Service {
     tls: Arc<rustls::ClientConfig>,
     /// For all requests that one platform model takes.
     deadline: Duration,
+    breaker: Arc<Breaker>,
 }
 
 impl Pccs {
     pub(super) fn new(url: Url, tls: Arc<rustls::ClientConfig>, deadline: Duration) -> Self {
-        Self { service: Arc::new(Service { url, tls, deadline }), cache: Cache::new(MODELS, REFRESH) }
+        Self {
+            service: Arc::new(Service { url, tls, deadline, breaker: Arc::default() }),
+            cache: Cache::new(MODELS, REFRESH),
+        }
+    }
+
+    pub(super) fn health(&self) -> Dependency {
+        Dependency::of("pccs", &self.service.breaker)
     }
 
     pub(super) async fn collateral(
@@ -47,10 +57,11 @@ impl Pccs {
 
 impl Service {
     async fn fetch(&self, key: CollateralKey) -> Result<Collateral, CollateralError> {
+        let pass = self.breaker.pass().map_err(|paused| CollateralError::paused("PCCS", paused))?;
         let fetched = timeout(self.deadline, self.ask(key)).await;
-        let answers = fetched
-            .unwrap_or(Err(client::Error::Deadline(self.deadline)))
-            .map_err(|error| CollateralError::service("PCCS", &error))?;
+        let fetched = fetched.unwrap_or(Err(client::Error::Deadline(self.deadline)));
+        pass.ended_with(&fetched);
+        let answers = fetched.map_err(|error| CollateralError::service("PCCS", &error))?;
         let answers = answers.ok_or_else(|| {
             tracing::warn!(url = %self.url, "the PCCS left out an issuer chain");
             CollateralError::Service

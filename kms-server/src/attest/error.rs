@@ -2,6 +2,7 @@
 
 use attestation::OsImageHash;
 
+use crate::breaker::Paused;
 use crate::client;
 use crate::text::chain;
 
@@ -133,6 +134,12 @@ pub enum CollateralError {
 }
 
 impl CollateralError {
+    /// The service is not asked for a while.
+    pub(super) fn paused(what: &str, paused: Paused) -> Self {
+        tracing::debug!(what, %paused, "collateral is not fetched");
+        Self::Service
+    }
+
     /// Logs what happened and gives the client less.
     pub(super) fn service(what: &str, error: &client::Error) -> Self {
         tracing::warn!(what, error = chain(error), "collateral cannot be fetched");

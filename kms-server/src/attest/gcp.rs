@@ -14,7 +14,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::cache::{Cache, Need};
 use super::error::CollateralError;
+use crate::breaker::Breaker;
 use crate::client::{self, Url};
+use crate::metrics::Dependency;
 
 /// Certificates and lists that are remembered.
 const ENTRIES: usize = 64;
@@ -37,13 +39,18 @@ struct Fetcher {
     places: Vec<String>,
     tls: Arc<rustls::ClientConfig>,
     deadline: Duration,
+    breaker: Arc<Breaker>,
 }
 
 impl GcpPki {
     /// Asks only hosts that are one of `places` or below one of them.
     pub(super) fn new(places: Vec<String>, tls: Arc<rustls::ClientConfig>, deadline: Duration) -> Self {
-        let fetcher = Fetcher { places, tls, deadline };
+        let fetcher = Fetcher { places, tls, deadline, breaker: Arc::default() };
         Self { fetcher: Arc::new(fetcher), cache: Cache::new(ENTRIES, REFRESH), deadline }
+    }
+
+    pub(super) fn health(&self) -> Dependency {
+        Dependency::of("gcp-pki", &self.fetcher.breaker)
     }
 
     /// Everything between `leaf` (DER) and the root.
@@ -86,7 +93,9 @@ impl Fetcher {
     async fn fetch(&self, url: &str) -> Result<Vec<u8>, CollateralError> {
         let url =
             Url::parse(url).ok().filter(|url| self.is_allowed(&url.host)).ok_or(CollateralError::Place)?;
+        let pass = self.breaker.pass().map_err(|paused| CollateralError::paused("Google's PKI", paused))?;
         let answer = client::get(&url, &self.tls, MAX_ANSWER, self.deadline).await;
+        pass.ended_with(&answer);
         answer
             .map(|answer| answer.body.to_vec())
             .map_err(|error| CollateralError::service("Google's PKI", &error))

@@ -44,6 +44,7 @@ use self::collateral::Pccs;
 use self::gcp::GcpPki;
 use self::references::References;
 use crate::client::{self, Url};
+use crate::metrics::Dependency;
 use crate::offload::{Busy, Offload};
 use crate::{rpc, sealed};
 
@@ -144,6 +145,11 @@ enum Step {
 }
 
 impl Attester {
+    /// Whom it asks, and how they fare.
+    pub(crate) fn dependencies(&self) -> [Dependency; 2] {
+        [self.pccs.health(), self.gcp.health()]
+    }
+
     /// Verifies under these anchors, on `offload`.
     ///
     /// # Errors

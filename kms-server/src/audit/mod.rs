@@ -33,3 +33,6 @@ pub(crate) fn sha256(bytes: &[u8]) -> Hash {
     hash.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
     hash
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,10 +104,22 @@ impl Audit {
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)?;
         }
+        Self::start(log, clock).map_err(io)
+    }
+
+    fn start(log: Log, clock: crate::Clock) -> std::io::Result<Self> {
         let (lines, waiting) = mpsc::channel(WAITING);
-        std::thread::Builder::new().name("audit".into()).spawn(move || log.run(waiting)).map_err(io)?;
+        std::thread::Builder::new().name("audit".into()).spawn(move || log.run(waiting))?;
         let strangers = Mutex::new(Allowance { left: STRANGERS, since: Instant::now(), suppressed: 0 });
         Ok(Self { lines, clock, strangers })
+    }
+
+    /// A log on a file that takes nothing.
+    #[cfg(test)]
+    pub(crate) fn unwritable(path: &Path, clock: crate::Clock) -> Self {
+        std::fs::write(path, "").unwrap();
+        let file = File::open(path).unwrap();
+        Self::start(Log { file, length: 0, torn: false, seq: 0, head: super::NO_HASH }, clock).unwrap()
     }
 
     /// Returns when the line is on disk. Cancel safe: the line may still be written.

@@ -4,6 +4,7 @@
 mod cache;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const MAX_QUESTIONS: usize = 256;
 /// How often the authoriser is asked what it knows, for `GetMeta`; sooner after a failure.
 const DESCRIBE_INTERVAL: Duration = Duration::from_secs(60);
 const DESCRIBE_RETRY: Duration = Duration::from_secs(5);
+/// How long a remote authoriser's yes to this KMS itself holds.
+const REMEMBER_SELF: Duration = Duration::from_secs(5);
 
 /// An authoriser and what protects it and us.
 pub(crate) struct Decider {
@@ -35,8 +38,12 @@ pub(crate) struct Decider {
     /// Every decision is in it before anybody acts on it.
     audit: Option<Arc<Audit>>,
     statistics: Mutex<Statistics>,
+    /// What was last decided about this KMS itself, and how long that holds.
+    about_self: Mutex<Option<(Result<Grant, Refusal>, Instant)>>,
     /// The last description; nobody waits for a new one.
     description: RwLock<Option<AuthInfo>>,
+    /// Whether the last time it was asked for one it gave it.
+    described: AtomicBool,
 }
 
 /// What the authoriser has done.
@@ -63,7 +70,9 @@ impl Decider {
             cache: Arc::new(Cache::new(remember)),
             audit,
             statistics: Mutex::default(),
+            about_self: Mutex::new(None),
             description: RwLock::new(None),
+            described: AtomicBool::new(false),
         }
     }
 
@@ -75,9 +84,14 @@ impl Decider {
     pub(crate) async fn decide(&self, question: Question) -> Result<Grant, Refusal> {
         let question = Arc::new(question);
         let answer = self.answer(&question).await;
+        self.record(&question, answer).await
+    }
+
+    /// Counts the decision and puts it into the audit log; what cannot be recorded is not allowed.
+    async fn record(&self, question: &Question, answer: Result<Grant, Refusal>) -> Result<Grant, Refusal> {
         if let Some(audit) = &self.audit {
             let outcome = Outcome::from(&answer);
-            let event = Event::decision(&question, self.authoriser.kind(), outcome, context::peer());
+            let event = Event::decision(question, self.authoriser.kind(), outcome, context::peer());
             // A refusal stays one, whatever becomes of its line.
             if let (Err(error), Ok(_)) = (audit.write(event).await, &answer) {
                 self.count("not-audited");
@@ -90,6 +104,29 @@ impl Decider {
             Err(Refusal::Unavailable(_)) => "unavailable",
         });
         answer
+    }
+
+    /// The decision about this KMS itself, on which every anonymous request for a temporary CA depends: one question to
+    /// a remote authoriser is enough for many of them, and only what is new is recorded.
+    pub(crate) async fn decide_about_self(&self, question: Question) -> Result<Grant, Refusal> {
+        if let Some((Ok(grant), until)) = &*self.about_self()
+            && Instant::now() < *until
+        {
+            return Ok(grant.clone());
+        }
+        let question = Arc::new(question);
+        let answer = self.answer(&question).await;
+        let remember = if self.authoriser.is_remote() { REMEMBER_SELF } else { Duration::ZERO };
+        let is_news = {
+            let mut about_self = self.about_self();
+            let last = about_self.replace((answer.clone(), Instant::now() + remember));
+            last.is_none_or(|(last, _)| last != answer)
+        };
+        if is_news { self.record(&question, answer).await } else { answer }
+    }
+
+    fn about_self(&self) -> MutexGuard<'_, Option<(Result<Grant, Refusal>, Instant)>> {
+        self.about_self.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An authoriser that was asked is heard to the end even when the caller goes away, so that its silence counts.
@@ -136,11 +173,12 @@ impl Decider {
     }
 
     pub(crate) fn health(&self) -> Dependency {
+        // A light client that does not follow the chain yet shows here, before anybody has asked for keys.
+        let mute = self.authoriser.is_remote() && !self.described.load(Ordering::Relaxed);
+        let mute = mute.then(|| "gives no description of itself; it is asked again".to_owned());
         Dependency {
-            name: "authoriser",
-            failures: self.breaker.failures(),
-            paused: self.breaker.is_open(),
-            trouble: self.authoriser.trouble(),
+            trouble: self.authoriser.trouble().or(mute),
+            ..Dependency::of("authoriser", &self.breaker)
         }
     }
 
@@ -157,6 +195,22 @@ impl Decider {
         self.description.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The description for those who ask whether this authoriser is ready: none while it gives none. One that needs
+    /// nobody always is.
+    pub(crate) fn description_if_ready(&self) -> Option<AuthInfo> {
+        if self.authoriser.is_remote() {
+            return self.description().filter(|_| self.described.load(Ordering::Relaxed));
+        }
+        Some(AuthInfo {
+            status: "ok".into(),
+            kms_contract_addr: String::new(),
+            gateway_app_id: String::new(),
+            chain_id: 0,
+            app_implementation: String::new(),
+            eth_rpc_url: None,
+        })
+    }
+
     /// Keeps what is known fresh until the future is dropped.
     pub(crate) async fn tend(&self) {
         tokio::join!(self.describe_for_ever(), self.authoriser.tend());
@@ -169,14 +223,17 @@ impl Decider {
                 Ok(Some(description)) => {
                     *self.description.write().unwrap_or_else(PoisonError::into_inner) =
                         Some(bounded(description));
+                    self.described.store(true, Ordering::Relaxed);
                     DESCRIBE_INTERVAL
                 }
                 // Nothing to fetch, now or later.
                 Ok(None) => {
+                    self.described.store(true, Ordering::Relaxed);
                     info!(authoriser = self.authoriser.kind(), "the authoriser has no description");
                     return;
                 }
                 Err(error) => {
+                    self.described.store(false, Ordering::Relaxed);
                     warn!(error = chain(&error), "the authoriser does not describe itself");
                     DESCRIBE_RETRY
                 }

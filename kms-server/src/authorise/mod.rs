@@ -13,6 +13,7 @@
 //! | `policy` | [`policy`]: the rules in a file |
 //! | `dev` | everything is allowed; shown to every client |
 
+pub(crate) mod api;
 pub mod chain;
 pub(crate) mod decider;
 pub mod policy;
@@ -150,7 +151,7 @@ pub enum Error {
     Chain(#[from] ::chain::Error),
     /// The authorisation service could not be trusted.
     #[error("the authorisation service cannot be asked")]
-    Trust(#[from] crate::fetch::TrustError),
+    Trust(#[from] webhook::TrustError),
 }
 
 /// The authoriser that the settings ask for. Reads files, so it belongs on a blocking thread.

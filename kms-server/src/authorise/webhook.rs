@@ -4,38 +4,94 @@
 //! whoever deployed a contract, so it is cut between characters and stripped of control characters before it goes
 //! anywhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::Method;
 use kms_protocol::wire::webhook::{
     AuthInfo, BOOT_AUTH_APP, BOOT_AUTH_KMS, BootInfoKeys, BootResponse, bounded_reason,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde::de::DeserializeOwned;
 
 use super::{Authoriser, Grant, Pending, Purpose, Question, Refusal};
-use crate::fetch::{BaseUrl, Client, TrustError};
+use crate::client::{self, Url};
 use crate::text::chain;
 
 /// Longest answer. A decision has three short fields; a longer answer is a fault or an attack.
 const MAX_ANSWER: usize = 64 << 10;
-/// Sent as upstream does, for services that look at it.
-const AGENT: &str = concat!("dstack-kms/", env!("CARGO_PKG_VERSION"));
+
+/// Where the service is: an `http://` or `https://` URL without user name and query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhookUrl(Url);
+
+impl WebhookUrl {
+    /// Splits the URL.
+    ///
+    /// # Errors
+    ///
+    /// What was expected instead, for a message.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let url = Url::parse(text)?;
+        if url.path.contains('?') { Err("a URL without a query") } else { Ok(Self(url)) }
+    }
+
+    /// Whether questions go over TLS.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.0.tls
+    }
+
+    /// Scheme, host and port: the part that may be shown. The path may be a capability.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let scheme = if self.0.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.0.authority)
+    }
+}
 
 /// Where the service is, and how it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookConfig {
     /// The base of its addresses.
-    pub url: BaseUrl,
+    pub url: WebhookUrl,
     /// For one answer, from the connection attempt to the last byte.
     pub timeout: Duration,
-    /// PEM file of the only roots an `https` service may have; the system's when there is none.
+    /// PEM file of the only roots an `https` service may have; the public ones when there is none.
     pub root_ca: Option<PathBuf>,
+}
+
+/// Why the service could not be trusted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrustError {
+    /// The file of roots cannot be read, or is not PEM.
+    #[error("cannot read certificates from {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: rustls_pki_types::pem::Error,
+    },
+    /// There is nobody to trust.
+    #[error("no certificates in {}", path.display())]
+    NoRoots {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A certificate cannot be a root, or TLS cannot be set up.
+    #[error("cannot trust its certificates")]
+    Tls(#[from] rustls::Error),
 }
 
 /// A client of the authorisation service.
 pub struct Webhook {
-    client: Client,
+    url: WebhookUrl,
+    timeout: Duration,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 impl Webhook {
@@ -46,7 +102,11 @@ impl Webhook {
     /// When an `https` service could not be trusted.
     pub fn new(config: WebhookConfig) -> Result<Self, TrustError> {
         let WebhookConfig { url, timeout, root_ca } = config;
-        Ok(Self { client: Client::new(url, root_ca.as_deref(), AGENT, timeout, MAX_ANSWER)? })
+        let tls = match root_ca {
+            Some(path) => client::tls(roots(&path)?)?,
+            None => client::public_tls()?,
+        };
+        Ok(Self { url, timeout, tls })
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -56,19 +116,29 @@ impl Webhook {
         body: Vec<u8>,
     ) -> Result<T, Refusal> {
         let unavailable =
-            |what: &str| Refusal::unavailable(&format!("auth api {}/{suffix} {what}", self.client.name()));
-        let content_type = (method == Method::POST).then_some("application/json");
-        let (status, body) = self
-            .client
-            .ask(method, suffix, content_type, body)
+            |what: &str| Refusal::unavailable(&format!("auth api {}/{suffix} {what}", self.url.name()));
+        let url = self.url.0.join(suffix);
+        let answer = client::send(&url, &self.tls, method, Bytes::from(body), MAX_ANSWER, self.timeout)
             .await
             .map_err(|error| unavailable(&chain(&error)))?;
-        if !status.is_success() {
-            return Err(unavailable(&format!("returned {status}: {}", String::from_utf8_lossy(&body))));
+        if !answer.status.is_success() {
+            let text = format!("returned {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+            return Err(unavailable(&text));
         }
-        serde_json::from_slice(&body)
+        serde_json::from_slice(&answer.body)
             .map_err(|error| unavailable(&format!("gave an unexpected answer: {error}")))
     }
+}
+
+fn roots(path: &Path) -> Result<rustls::RootCertStore, TrustError> {
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|source| TrustError::Read { path: path.to_owned(), source })?;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate)?;
+    }
+    if roots.is_empty() { Err(TrustError::NoRoots { path: path.to_owned() }) } else { Ok(roots) }
 }
 
 impl Authoriser for Webhook {

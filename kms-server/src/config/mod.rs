@@ -24,8 +24,7 @@ use crate::admin::TokenHash;
 use crate::agent::GuestAgent;
 use crate::attest::Trust;
 use crate::authorise::chain::ChainConfig;
-use crate::authorise::webhook::WebhookConfig;
-use crate::fetch::BaseUrl;
+use crate::authorise::webhook::{WebhookConfig, WebhookUrl};
 use crate::store::Domain;
 use crate::text::one_line;
 
@@ -433,7 +432,7 @@ fn check_tls_paths(tls: &file::Tls, cert_dir: &Path) -> Result<(), ConfigError> 
 fn authoriser(settings: &file::AuthApi, warnings: &mut Vec<String>) -> Result<AuthoriserConfig, ConfigError> {
     match settings.kind.as_str() {
         "webhook" => {
-            let url = BaseUrl::parse(&settings.webhook.url).map_err(|reason| ConfigError::Value {
+            let url = WebhookUrl::parse(&settings.webhook.url).map_err(|reason| ConfigError::Value {
                 key: "core.auth_api.webhook.url",
                 actual: settings.webhook.url.clone(),
                 expected: reason,

@@ -189,7 +189,7 @@ impl Kms {
             running,
             decisions: statistics.decisions,
             decision_time: statistics.time,
-            dependencies: vec![self.decider.health()],
+            dependencies: [self.decider.health()].into_iter().chain(self.attester.dependencies()).collect(),
         }
     }
 

@@ -43,7 +43,9 @@ impl World {
         let answer = Arc::new(RwLock::new(yes()));
         let asked = Arc::new(AtomicUsize::new(0));
         let scripted = Scripted { answer: Arc::clone(&answer), asked: Arc::clone(&asked), delay };
-        Self { decider: Decider::new(Box::new(scripted), remember, None), answer, asked }
+        let decider = Decider::new(Box::new(scripted), remember, None);
+        decider.described.store(true, Ordering::Relaxed);
+        Self { decider, answer, asked }
     }
 
     fn says(&self, answer: Result<Grant, Refusal>) {
@@ -179,4 +181,48 @@ async fn questions_at_once_are_bounded() {
     while let Some(answer) = asking.join_next().await {
         assert_eq!(answer.unwrap(), yes());
     }
+}
+
+#[tokio::test]
+async fn what_cannot_be_recorded_is_not_allowed() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock: crate::Clock = Arc::new(|| attestation::UnixMillis(0));
+    let audit = Arc::new(Audit::unwritable(&directory.path().join("audit"), clock));
+    let mut world = World::new(Duration::ZERO, Duration::ZERO);
+    world.decider.audit = Some(audit);
+    let refusal = Refusal::unavailable("the audit log cannot be written");
+    assert_eq!(world.decider.decide(question(1)).await, Err(refusal));
+    world.says(Err(Refusal::denied("no")));
+    assert_eq!(world.decider.decide(question(1)).await, Err(Refusal::denied("no")));
+    let decisions = world.decider.statistics().decisions.clone();
+    assert_eq!(decisions, [("denied", 1), ("not-audited", 1)].into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_say_what_it_is_is_not_ready() {
+    let world = World::new(Duration::ZERO, Duration::ZERO);
+    world.decider.described.store(false, Ordering::Relaxed);
+    assert!(!world.decider.health().is_good());
+    assert_eq!(world.decider.description_if_ready(), None);
+    // This one has nothing to say, which is an answer.
+    world.decider.tend().await;
+    assert!(world.decider.health().is_good());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_question_about_ourselves_is_enough_for_many() {
+    let world = World::new(Duration::ZERO, Duration::ZERO);
+    let about_self = || world.decider.decide_about_self(Question { purpose: Purpose::Kms, ..question(1) });
+    for _ in 0..100 {
+        assert_eq!(about_self().await, yes());
+    }
+    assert_eq!(world.asked(), 1);
+    world.says(Err(Refusal::denied("no")));
+    advance(REMEMBER_SELF).await;
+    for asked in 2..5 {
+        assert_eq!(about_self().await, Err(Refusal::denied("no")));
+        assert_eq!(world.asked(), asked, "a refusal is not remembered");
+    }
+    world.says(yes());
+    assert_eq!(about_self().await, yes());
 }

@@ -221,7 +221,7 @@ mod tests {
         assert!(matches!(PolicyFile::open(path.clone(), SLOW), Err(PolicyError::Read { .. })));
         std::fs::write(&path, "apps = 1").unwrap();
         assert!(matches!(PolicyFile::open(path.clone(), SLOW), Err(PolicyError::Shape(_))));
-        std::fs::write(&path, " ".repeat((super::super::MAX_FILE + 1) as usize)).unwrap();
+        std::fs::write(&path, " ".repeat(usize::try_from(super::super::MAX_FILE + 1).unwrap())).unwrap();
         assert!(matches!(PolicyFile::open(path, SLOW), Err(PolicyError::TooLong { .. })));
     }
 }

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 /// Answers one connection with `answer`, after reading a request head, and hands the request over.
 async fn service(answer: Vec<u8>) -> (Webhook, tokio::task::JoinHandle<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = BaseUrl::parse(&format!("http://{}/auth", listener.local_addr().unwrap())).unwrap();
+    let url = WebhookUrl::parse(&format!("http://{}/auth", listener.local_addr().unwrap())).unwrap();
     let config = WebhookConfig { url, timeout: Duration::from_secs(10), root_ca: None };
     let task = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -97,11 +97,32 @@ async fn reasons_of_any_length_and_character_are_cut_cleanly() {
 #[tokio::test]
 async fn nobody_there_is_a_refusal() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = BaseUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let url = WebhookUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
     drop(listener);
     let config = WebhookConfig { url, timeout: Duration::from_secs(10), root_ca: None };
     let webhook = Webhook::new(config).unwrap();
     let answer: Result<BootResponse, _> = webhook.ask(Method::POST, BOOT_AUTH_APP, Vec::new()).await;
     let Err(Refusal::Unavailable(text)) = answer else { panic!("answered") };
     assert!(text.contains("cannot be reached"), "{text}");
+}
+
+#[test]
+fn urls_are_split_strictly() {
+    let url = WebhookUrl::parse("https://[2001:db8::1]/a/secret").unwrap();
+    assert!(url.is_https());
+    // The path may be a capability.
+    assert_eq!(url.name(), "https://[2001:db8::1]");
+    assert_eq!(url.0.join("x").path, "/a/secret/x");
+    for text in ["", "auth-api:8000", "ftp://x", "http://", "http://u:p@x", "http://x/?k=v", "/x"] {
+        assert!(WebhookUrl::parse(text).is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn roots_that_are_none_are_errors() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    assert!(matches!(roots(&empty), Err(TrustError::NoRoots { .. })));
+    assert!(matches!(roots(&directory.path().join("absent")), Err(TrustError::Read { .. })));
 }
