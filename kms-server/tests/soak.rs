@@ -267,16 +267,13 @@ fn resident() -> u64 {
 
 fn report(name: &str, mood: Mood, mut tally: Tally) {
     tally.times.sort_unstable();
-    let at = |share: f64| {
-        let last = tally.times.len() - 1;
-        tally.times[((last as f64) * share) as usize]
-    };
+    let at = |permille: usize| tally.times[(tally.times.len() - 1) * permille / 1000];
     eprintln!(
         "{name} while it is {mood:?}: {} answered, {} refused; p50 {:.2?}, p99 {:.2?}, longest {:.2?}",
         tally.answered,
         tally.refused,
-        at(0.5),
-        at(0.99),
-        at(1.0)
+        at(500),
+        at(990),
+        at(1000)
     );
 }
