@@ -36,6 +36,7 @@ enum Command {
     Eif(eif_builder::cli::Command),
     #[command(subcommand)]
     Kms(commands::kms::Command),
+    KmsImage(commands::kms_image::Arguments),
     #[command(subcommand)]
     Enclave(commands::enclave::Command),
     /// Run the enclave's way out on its parent
@@ -69,6 +70,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             eif_builder::cli::run_here(&command, i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
         }
+        Command::KmsImage(arguments) => commands::kms_image::run(arguments),
         Command::Kms(command) => {
             command_line::logs::install(command_line::logs::LogFormat::Text, "info");
             block_on(commands::kms::run(command))

@@ -28,6 +28,7 @@ mod linuxkit;
 mod measure;
 pub mod metadata;
 pub mod oci;
+pub mod oci_pack;
 mod problem;
 pub mod project;
 pub mod provenance;

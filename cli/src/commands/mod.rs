@@ -5,3 +5,4 @@ pub(crate) mod chain;
 pub(crate) mod demo;
 pub(crate) mod enclave;
 pub(crate) mod kms;
+pub(crate) mod kms_image;
