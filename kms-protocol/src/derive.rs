@@ -2,8 +2,10 @@
 //!
 //! All labels of the protocol sit in this file. A changed label loses users' disks, so each has a frozen vector.
 
+mod app;
 mod signatures;
 
+pub use app::{ECDSA_LEN, PathKey, verify_k256, verify_k256_prehashed, verify_path_key};
 pub use signatures::{
     K256PublicKey, Signature, SignatureError, sign_app_key, sign_env_public_key_v0, sign_env_public_key_v1,
     sign_sealed_app_keys, verify_app_key, verify_env_public_key_v0, verify_env_public_key_v1,
@@ -262,8 +264,13 @@ fn hkdf(ikm: &[u8; 32], context: &[&[u8]], out: &mut [u8; 32]) {
 
 /// `P256(ctx)` of §7.2: the output is the scalar, there is no retry.
 fn derive_p256(root: &P256Scalar, context: &[&[u8]]) -> Result<P256Scalar, Error> {
+    derive_p256_from(root.expose(), context)
+}
+
+/// The same from a secret of another kind.
+fn derive_p256_from(ikm: &[u8; 32], context: &[&[u8]]) -> Result<P256Scalar, Error> {
     let key = P256Scalar::init_with(|key| {
-        hkdf(root.expose(), context, key);
+        hkdf(ikm, context, key);
         Ok::<_, Error>(())
     })?;
     key.secret_key()?;

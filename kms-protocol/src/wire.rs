@@ -4,6 +4,7 @@
 //! drop and print nothing of them: convert them into the types of [`crate::derive`] and drop them.
 
 pub mod error_body;
+pub mod guest;
 pub mod json;
 pub mod kms;
 pub mod method;

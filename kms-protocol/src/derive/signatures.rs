@@ -114,7 +114,7 @@ impl Signature {
     }
 
     /// The key that made this signature over `digest`.
-    fn signer(&self, digest: Keccak256) -> Result<K256PublicKey, SignatureError> {
+    pub(super) fn signer(&self, digest: Keccak256) -> Result<K256PublicKey, SignatureError> {
         let (rs, id) = self.0.split_at(64);
         let signature = k256::ecdsa::Signature::from_slice(rs).map_err(|_| SignatureError::Malformed)?;
         // (r, n-s) is as valid as (r, s); one form keeps the signature unique.
@@ -127,7 +127,7 @@ impl Signature {
         Ok(K256PublicKey::from_verifying_key(&key))
     }
 
-    fn verify(&self, digest: Keccak256, expected: &K256PublicKey) -> Result<(), SignatureError> {
+    pub(super) fn verify(&self, digest: Keccak256, expected: &K256PublicKey) -> Result<(), SignatureError> {
         let actual = self.signer(digest)?;
         if actual == *expected {
             Ok(())
@@ -145,7 +145,7 @@ impl fmt::Debug for Signature {
 
 /// Signs with a nonce of RFC 6979 over Keccak-256, so that equal inputs give equal bytes, upstream's too.
 #[expect(clippy::expect_used, reason = "fails only for r = 0 or s = 0, which nobody can find an input for")]
-fn sign(key: &SigningKey, digest: Keccak256) -> Signature {
+pub(super) fn sign(key: &SigningKey, digest: Keccak256) -> Signature {
     let (signature, id) = key.sign_digest_recoverable(digest).expect("r and s are not zero");
     let mut bytes = [0; 65];
     bytes[..64].copy_from_slice(&signature.to_bytes());
@@ -153,7 +153,7 @@ fn sign(key: &SigningKey, digest: Keccak256) -> Signature {
     Signature(bytes)
 }
 
-fn app_key_digest(app: &AppId, key: &K256PublicKey) -> Keccak256 {
+pub(super) fn app_key_digest(app: &AppId, key: &K256PublicKey) -> Keccak256 {
     Keccak256::new()
         .chain_update(APP_KEY_ISSUED)
         .chain_update(":")

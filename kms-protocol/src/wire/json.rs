@@ -57,3 +57,26 @@ pub(crate) mod hex_bytes {
         deserializer.deserialize_str(Hex).map_err(D::Error::custom)
     }
 }
+
+/// Serde functions for a `repeated bytes` field: an array of what [`hex_bytes`] writes and reads.
+pub(crate) mod hex_list {
+    use serde::ser::SerializeSeq;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Item(#[serde(with = "super::hex_bytes")] Vec<u8>);
+
+    pub(crate) fn serialize<S: Serializer>(items: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(Some(items.len()))?;
+        for item in items {
+            list.serialize_element(&hex::encode(item))?;
+        }
+        list.end()
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
+        let items = Vec::<Item>::deserialize(deserializer)?;
+        Ok(items.into_iter().map(|Item(bytes)| bytes).collect())
+    }
+}
