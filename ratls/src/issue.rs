@@ -9,7 +9,7 @@ use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
-    SubjectPublicKeyInfo,
+    SigningKey as _, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use sha2::{Digest, Sha256};
@@ -78,6 +78,14 @@ impl KeyPair {
     #[must_use]
     pub fn spki_der(&self) -> Vec<u8> {
         self.0.subject_public_key_info()
+    }
+
+    /// An ECDSA signature over SHA-256 of `message`, ASN.1 DER.
+    ///
+    /// # Errors
+    /// [`Error::Key`] when the system has no randomness to give.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        self.0.sign(message).map_err(|source| Error::Key { what: "signing key", source })
     }
 }
 

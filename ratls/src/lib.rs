@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod app_chain;
 pub mod client;
 mod error;
 pub mod evidence;
@@ -20,6 +21,7 @@ pub mod sealed;
 pub mod server;
 mod verify;
 
+pub use app_chain::{AppChainError, verify_app_chain};
 pub use error::{Error, Refusal};
 pub use rustls_pki_types::{CertificateDer, UnixTime};
 

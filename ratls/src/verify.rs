@@ -7,7 +7,7 @@ use x509_parser::asn1_rs::{Any, FromDer as _};
 use x509_parser::prelude::X509Certificate;
 
 /// The content of a DER value without its tag and length, as webpki's anchors want it.
-fn content(der: &[u8]) -> Option<&[u8]> {
+pub(crate) fn content(der: &[u8]) -> Option<&[u8]> {
     let (rest, value) = Any::from_der(der).ok()?;
     rest.is_empty().then_some(value.data)
 }
