@@ -7,6 +7,9 @@
 //! | [`nsm`], [`evidence`] | the Nitro Security Module, and what it says about this enclave |
 //! | [`policy`] | TDX evidence of the KMS against a policy file |
 //! | [`output`] | files that are complete or absent |
+//! | [`delivery`] | where the keys go: file, descriptor, export; and how they are renewed |
+//! | [`guest_api`] | the dstack guest API for the app |
+//! | [`service`] | both of them around one app |
 //! | [`config`] | the measured configuration of an enclave |
 //! | [`init`] | the enclave's first process: mounts, randomness, keys, the app's life |
 //! | [`network`] | the app's way to the parent, and the parent's to the app |
@@ -29,8 +32,10 @@
 pub mod command;
 pub mod config;
 mod deadlines;
+pub mod delivery;
 mod error;
 pub mod evidence;
+pub mod guest_api;
 mod http;
 pub mod init;
 mod keys;
@@ -40,6 +45,7 @@ pub mod output;
 pub mod policy;
 mod process;
 mod proxy;
+pub mod service;
 pub mod trip;
 pub mod trust;
 mod url;

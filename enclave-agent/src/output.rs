@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Gid, Uid, fchown};
 use tempfile::Builder;
 
 /// What to do about a file that is already there.
@@ -79,8 +80,21 @@ impl KeyFile {
     /// # Errors
     /// [`OutputError`]; a full disk is [`OutputError::Write`] with [`io::ErrorKind::StorageFull`].
     pub fn write(&self, content: &[u8]) -> Result<(), OutputError> {
+        self.write_for(content, None)
+    }
+
+    /// Writes the file for another user, to whom it belongs before it has its name. Blocks.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_for(&self, content: &[u8], owner: Option<(Uid, Gid)>) -> Result<(), OutputError> {
         self.check()?;
-        self.write_with(|file| file.write_all(content))
+        self.write_with(|file| {
+            if let Some((user, group)) = owner {
+                fchown(&*file, Some(user), Some(group))?;
+            }
+            file.write_all(content)
+        })
     }
 
     fn write_with(&self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), OutputError> {

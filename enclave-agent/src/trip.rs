@@ -193,8 +193,43 @@ async fn attempts(
     Err(Error::GaveUp { attempts: 0, source: Box::new(Error::Clock) })
 }
 
+/// One call outside of the trip, on a connection that is held to `root`, which was trusted when the keys came. Every
+/// replica is asked once, within the deadline of a whole run.
+pub(crate) async fn call_once(
+    config: &GetKeys,
+    nsm: &Arc<dyn Nsm>,
+    root: &PinnedRoot,
+    method: Method,
+    body: Vec<u8>,
+) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let end = RunEnd::after(config.deadlines.total);
+    let body = Bytes::from(body);
+    let mut last = None;
+    let calls = async {
+        for url in &config.kms_urls {
+            let attempt = Attempt { config, nsm, url };
+            let called = async {
+                let trust = config.trust.key_connection(root);
+                let mut connection = attempt.connect(trust, None, 1, &mut |_step| {}).await?;
+                attempt.call(&mut connection, method, body.clone()).await
+            };
+            match called.await {
+                Ok(answer) => return Ok(answer),
+                // Another replica would refuse as well.
+                Err(error) if error.retry().is_none() => return Err(error),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.take().unwrap_or(Error::Clock))
+    };
+    match timeout_at(end.instant(), calls).await {
+        Ok(result) => result,
+        Err(_elapsed) => Err(Error::TimedOut { after: end.total, source: last.map(Box::new) }),
+    }
+}
+
 /// Jitter is no secret: the standard library's per-process random hash keys are enough.
-fn random() -> u16 {
+pub(crate) fn random() -> u16 {
     use std::hash::{BuildHasher, RandomState};
     let hash = RandomState::new().hash_one(0_u8).to_le_bytes();
     u16::from_le_bytes([hash[0], hash[1]])

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 use transport::Endpoint;
 
-use crate::nsm::NsmSource;
+use crate::nsm::{Nsm, NsmSource};
 use crate::output::{Existing, KeyFile, OutputError};
 use crate::policy::TdxPolicy;
 use crate::{
@@ -33,12 +33,9 @@ const MAX_ATTEMPTS: i64 = 100;
 /// Arguments of `get-keys`.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// URL of the KMS, such as `https://kms.example.com:12001`; repeat it for replicas of one KMS
-    #[arg(short = 'k', long = "kms-url", value_name = "URL", required = true)]
-    pub kms_urls: Vec<KmsUrl>,
-    /// App whose keys are wanted: 40 hex digits
-    #[arg(long, value_name = "HEX")]
-    pub app_id: AppId,
+    /// From where keys are fetched
+    #[command(flatten)]
+    pub fetch: FetchArguments,
     /// New file for the keys, mode 0600; without it they go to standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -51,6 +48,17 @@ pub struct Arguments {
     /// Prints a summary without secrets as JSON to standard output
     #[arg(long, requires = "output")]
     pub json: bool,
+}
+
+/// From where keys are fetched, and how; shared with `serve`.
+#[derive(Debug, Args)]
+pub struct FetchArguments {
+    /// URL of the KMS, such as `https://kms.example.com:12001`; repeat it for replicas of one KMS
+    #[arg(short = 'k', long = "kms-url", value_name = "URL", required = true)]
+    pub kms_urls: Vec<KmsUrl>,
+    /// App whose keys are wanted: 40 hex digits
+    #[arg(long, value_name = "HEX")]
+    pub app_id: AppId,
     /// What makes a server the KMS
     #[command(flatten)]
     pub trust: TrustArguments,
@@ -133,10 +141,7 @@ struct Report {
 pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     let delivery = Delivery::new(&arguments)?;
     let (output, json) = (arguments.output.clone(), arguments.json);
-    let (config, nsm) = spawn_blocking(move || prepare(arguments)).await.map_err(internal)??;
-    if config.trust.is_danger() {
-        tell("warning: the KMS is not authenticated; whoever answers can choose the keys");
-    }
+    let (config, nsm) = arguments.fetch.prepare().await?;
     let keys = get_keys(&config, &nsm, &mut narrate).await?;
     let trusted_by = config.trust.names();
     spawn_blocking(move || {
@@ -151,11 +156,19 @@ pub async fn run(arguments: Arguments) -> Result<(), Failure> {
     .map_err(internal)?
 }
 
-/// Reads the files that arguments name, and turns the rest into one validated value.
-fn prepare(arguments: Arguments) -> Result<(GetKeys, Arc<dyn crate::nsm::Nsm>), Failure> {
-    let Arguments {
-        kms_urls, app_id, trust, require_sealed, nsm, proxy, danger_allow_debug, deadlines, ..
-    } = arguments;
+impl FetchArguments {
+    /// Reads the files that arguments name, and turns the rest into one validated value.
+    pub(super) async fn prepare(self) -> Result<(GetKeys, Arc<dyn Nsm>), Failure> {
+        let (config, nsm) = spawn_blocking(move || prepare(self)).await.map_err(internal)??;
+        if config.trust.is_danger() {
+            tell("warning: the KMS is not authenticated; whoever answers can choose the keys");
+        }
+        Ok((config, nsm))
+    }
+}
+
+fn prepare(arguments: FetchArguments) -> Result<(GetKeys, Arc<dyn Nsm>), Failure> {
+    let FetchArguments { kms_urls, app_id, trust, nsm, proxy, danger_allow_debug, deadlines, require_sealed } = arguments;
     let trust = trust.load()?;
     let nsm = nsm.open().map_err(|error| Error::from(crate::evidence::EvidenceError::Nsm(error)))?;
     let DeadlineArguments {
@@ -286,7 +299,7 @@ fn output_failure(error: OutputError) -> Failure {
 }
 
 /// Upstream's lines, and what an operator wants to see of retries.
-fn narrate(step: Step<'_>) {
+pub(super) fn narrate(step: Step<'_>) {
     match step {
         Step::Connecting { url, .. } => tell(&format!("Connecting to KMS: {url}")),
         Step::Retrying { error, pause } => {

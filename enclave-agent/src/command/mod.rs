@@ -3,6 +3,7 @@
 pub mod attest;
 pub mod get_keys;
 pub mod init;
+pub mod serve;
 
 use clap::Subcommand;
 use command_line::Failure;
@@ -17,6 +18,8 @@ pub enum Command {
     /// As the kernel's first process, the program does this by itself, mounts what programs expect and restarts the
     /// machine at the end. This command is for images with another init, and for trying a configuration.
     Init(init::Arguments),
+    /// Fetch the app's keys, hand them out and keep them new, until stopped
+    Serve(serve::Arguments),
     /// Print an attestation of this enclave for given report data
     Attest(attest::Arguments),
 }
@@ -29,6 +32,7 @@ pub async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::GetKeys(arguments) => get_keys::run(arguments).await,
         Command::Init(arguments) => init::run(arguments).await,
+        Command::Serve(arguments) => serve::run(arguments).await,
         Command::Attest(arguments) => attest::run(arguments).await,
     }
 }
