@@ -130,6 +130,3 @@ impl std::fmt::Debug for GuestApi {
         f.debug_struct("GuestApi").field("module_id", &self.module_id).finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;

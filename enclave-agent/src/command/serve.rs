@@ -145,9 +145,10 @@ impl From<StartError> for Failure {
                     Delivery::Connect(_) | Delivery::Exchange { .. } | Delivery::TimedOut { .. } => {
                         (Exit::NoAnswer, Some("start the receiver: host-proxy --receive, see its --help"))
                     }
-                    Delivery::NotTaken { .. } => {
-                        (Exit::Refused, Some("look at the receiver's log: its file or its limit may be the reason"))
-                    }
+                    Delivery::NotTaken { .. } => (
+                        Exit::Refused,
+                        Some("look at the receiver's log: its file or its limit may be the reason"),
+                    ),
                     _ => (Exit::Internal, None),
                 };
                 let failure = Self::new(exit, error);

@@ -169,8 +169,7 @@ fn encrypt(key: &[u8; 32], nonce: [u8; NONCE_LEN], plaintext: &[u8]) -> Result<V
     // With room for the tag, so that the plaintext is not left behind in a smaller buffer.
     let mut buffer = Vec::with_capacity(plaintext.len() + TAG_LEN);
     buffer.extend_from_slice(plaintext);
-    let sealed =
-        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut buffer);
+    let sealed = key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut buffer);
     if sealed.is_err() {
         buffer.zeroize();
     }
@@ -245,10 +244,15 @@ mod tests {
         let recipient: Recipient = text.parse().unwrap();
         assert_eq!(recipient.to_string(), text);
         for len in 0..text.len() {
-            assert_eq!(text[..len].parse::<Recipient>(), Err(ParseRecipientError), "accepted {len} characters");
+            assert_eq!(
+                text[..len].parse::<Recipient>(),
+                Err(ParseRecipientError),
+                "accepted {len} characters"
+            );
         }
-        let secret = age::secrecy::ExposeSecret::expose_secret(&age::x25519::Identity::generate().to_string())
-            .to_owned();
+        let secret =
+            age::secrecy::ExposeSecret::expose_secret(&age::x25519::Identity::generate().to_string())
+                .to_owned();
         let wrong = [secret, text.to_uppercase(), format!("{text}q"), text.replacen("age1", "agf1", 1)];
         for text in wrong {
             assert_eq!(text.parse::<Recipient>(), Err(ParseRecipientError), "{text}");

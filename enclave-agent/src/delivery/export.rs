@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use transport::{Endpoint, delivery};
 use zeroize::Zeroizing;
 
-use super::age::{self, Recipient};
 use super::Error;
+use super::age::{self, Recipient};
 use crate::evidence::OwnDocument;
 use crate::nsm::{AttestFields, Nsm};
 use crate::{Keys, Retry};

@@ -17,7 +17,9 @@ impl GuestApi {
         use GuestMethod as M;
         Ok(match method {
             M::GetKey => message.encode(&keys::by_path(&self.keys.current(), &message.decode()?)?),
-            M::DeriveK256Key => message.encode(&keys::by_path_k256(&self.keys.current(), &message.decode()?)?),
+            M::DeriveK256Key => {
+                message.encode(&keys::by_path_k256(&self.keys.current(), &message.decode()?)?)
+            }
             M::Sign => message.encode(&keys::sign(&self.keys.current(), &message.decode()?)?),
             M::Verify => message.encode(&VerifyResponse { valid: keys::verify(&message.decode()?)? }),
             M::GetTlsKey => message.encode(&self.tls_key(message.decode()?).await?),

@@ -127,7 +127,10 @@ mod tests {
         let expected = kms_protocol::report_data::app_data(b"hello");
         assert_eq!(hashed("sha512", "app-data", b"hello").unwrap(), expected);
         let sha256 = hashed("sha256", "ratls-cert", b"hello").unwrap();
-        assert!(hex::encode(sha256).starts_with("f892ff126c453f07c1fa94b280ba98641b1bf1ca1bbca3dbc59ad5450d0c9593"));
+        assert!(
+            hex::encode(sha256)
+                .starts_with("f892ff126c453f07c1fa94b280ba98641b1bf1ca1bbca3dbc59ad5450d0c9593")
+        );
         assert_eq!(sha256[32..], [0; 32]);
         for name in ["sha384", "sha3-256", "sha3-384", "sha3-512", "keccak256", "keccak384", "keccak512"] {
             hashed(name, "app-data", b"").unwrap();

@@ -1,5 +1,7 @@
 //! A KMS that plays a script on real sockets, and an enclave to talk to it.
 
+#![allow(dead_code, reason = "every test program uses a part of it")]
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -178,10 +180,10 @@ impl Script {
         let endpoint = listener.endpoint().clone();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let evidence = Arc::new(Mutex::new(Vec::new()));
-        let stage = Stage { endpoint, calls: Arc::clone(&calls), evidence: Arc::clone(&evidence) };
+        let (of_calls, of_evidence) = (Arc::clone(&calls), Arc::clone(&evidence));
         let script = Arc::new(self);
         let accepted = AtomicU32::new(0);
-        tokio::spawn(async move {
+        let playing = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // Attempts make two connections, one after the other.
                 let number = accepted.fetch_add(1, Ordering::SeqCst);
@@ -200,7 +202,7 @@ impl Script {
                 });
             }
         });
-        stage
+        Stage { endpoint, calls: of_calls, evidence: of_evidence, playing: playing.abort_handle() }
     }
 
     async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S, calls: &Mutex<Vec<String>>) {
@@ -249,9 +251,15 @@ pub(crate) struct Stage {
     pub(crate) endpoint: Endpoint,
     calls: Arc<Mutex<Vec<String>>>,
     evidence: Arc<Mutex<Vec<PeerEvidence>>>,
+    playing: tokio::task::AbortHandle,
 }
 
 impl Stage {
+    /// Takes no more connections.
+    pub(crate) fn stop(&self) {
+        self.playing.abort();
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("https://{}", self.endpoint.to_string().strip_prefix("tcp:").unwrap())
     }
