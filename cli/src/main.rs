@@ -39,6 +39,8 @@ enum Command {
     KmsImage(commands::kms_image::Arguments),
     #[command(subcommand)]
     Enclave(commands::enclave::Command),
+    #[command(subcommand)]
+    Keys(commands::keys::Command),
     /// Run the enclave's way out on its parent
     Proxy(host_proxy::args::HostProxy),
 }
@@ -64,6 +66,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
             command_line::logs::install(command_line::logs::LogFormat::Text, "warn");
             commands::enclave::run(command, &mut io::stdout(), &mut io::stderr())
         }
+        Command::Keys(command) => commands::keys::run(command),
         Command::Chain(command) => commands::chain::run(command),
         Command::Eif(command) => {
             #[expect(clippy::disallowed_methods, reason = "the outermost layer reads the clock once")]

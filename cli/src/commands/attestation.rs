@@ -5,7 +5,7 @@ mod report;
 mod units;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use attestation::{AttestationDocument, Freshness, Pcr, PcrIndex, Policy, TrustAnchor, UnixMillis, Verifier};
@@ -13,7 +13,9 @@ use clap::{Args, Subcommand};
 use command_line::{Exit, Failure};
 
 use input::Input;
+pub(super) use input::read_bounded;
 use report::{Refusal, Report, Verdict};
+pub(super) use units::rfc3339;
 use units::{Age, Hex, Instant, PcrValue};
 
 /// Chains remembered in one run; most documents of one machine share theirs.
@@ -98,22 +100,10 @@ impl Verify {
         let now = self.at.map_or_else(clock, |Instant(at)| Ok(at))?;
         let policy = self.policy()?;
         let freshness = Freshness { max_age: self.max_age.0, max_skew: self.max_skew.0 };
-        let verifier = Verifier::new(self.anchor()?)
+        let verifier = Verifier::new(anchor(self.root.as_deref())?)
             .with_freshness(freshness)
             .with_chain_cache(CHAINS.try_into().expect("the number is not zero"));
         self.files.report_each(out, |input| verdict(&verifier, &policy, input, now))
-    }
-
-    fn anchor(&self) -> Result<TrustAnchor, Failure> {
-        let Some(path) = &self.root else { return Ok(TrustAnchor::aws_nitro_g1()) };
-        let failure = |reason: String| {
-            let failure = Failure::new(Exit::Usage, format!("root {}: {reason}", path.display()));
-            failure.with_hint("--root takes a file with one certificate in PEM")
-        };
-        let pem = input::read_bounded(path, MAX_ROOT_LEN).map_err(|error| failure(error.to_string()))?;
-        let pem = pem.ok_or_else(|| failure(format!("longer than {MAX_ROOT_LEN} bytes")))?;
-        let pem = String::from_utf8(pem).map_err(|error| failure(error.to_string()))?;
-        TrustAnchor::from_pem(&pem).map_err(|error| failure(error.to_string()))
     }
 
     fn policy(&self) -> Result<Policy, Failure> {
@@ -137,6 +127,19 @@ impl Verify {
         }
         Ok(if self.danger_allow_debug { policy.danger_allow_debug() } else { policy })
     }
+}
+
+/// The root that documents are verified under: that in a file, or AWS's.
+pub(super) fn anchor(root: Option<&Path>) -> Result<TrustAnchor, Failure> {
+    let Some(path) = root else { return Ok(TrustAnchor::aws_nitro_g1()) };
+    let failure = |reason: String| {
+        let failure = Failure::new(Exit::Usage, format!("root {}: {reason}", path.display()));
+        failure.with_hint("--root takes a file with one certificate in PEM")
+    };
+    let pem = input::read_bounded(path, MAX_ROOT_LEN).map_err(|error| failure(error.to_string()))?;
+    let pem = pem.ok_or_else(|| failure(format!("longer than {MAX_ROOT_LEN} bytes")))?;
+    let pem = String::from_utf8(pem).map_err(|error| failure(error.to_string()))?;
+    TrustAnchor::from_pem(&pem).map_err(|error| failure(error.to_string()))
 }
 
 impl Inspect {

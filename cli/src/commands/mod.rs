@@ -6,3 +6,4 @@ pub(crate) mod demo;
 pub(crate) mod enclave;
 pub(crate) mod kms;
 pub(crate) mod kms_image;
+pub(crate) mod keys;

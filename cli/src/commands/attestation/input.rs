@@ -41,7 +41,7 @@ impl Input {
 }
 
 /// The content of a file, or of standard input for `-`; `None` if it is longer than `max`.
-pub(super) fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
+pub(in crate::commands) fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
     if path == Path::new("-") { bounded(io::stdin().lock(), max) } else { bounded(File::open(path)?, max) }
 }
 

@@ -57,7 +57,7 @@ fn millis_of_seconds(text: &str) -> Option<u64> {
 }
 
 /// Milliseconds since 1970 as people read them; RFC 3339 ends with the year 9999.
-pub(super) fn rfc3339(at: UnixMillis) -> Option<String> {
+pub(in crate::commands) fn rfc3339(at: UnixMillis) -> Option<String> {
     let date = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000).ok()?;
     date.format(&Rfc3339).ok()
 }
