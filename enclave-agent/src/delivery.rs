@@ -33,6 +33,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use command_line::Exit;
 use tokio::task::spawn_blocking;
 use transport::Endpoint;
 
@@ -105,6 +106,35 @@ pub enum Error {
     /// A call did not finish.
     #[error("the delivery did not finish")]
     Aborted,
+}
+
+impl Error {
+    /// How a program that fails with this ends.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::NotMemory { .. } => Exit::Usage,
+            Self::Connect(_) | Self::Exchange { .. } | Self::TimedOut { .. } => Exit::NoAnswer,
+            Self::NotTaken { .. } => Exit::Refused,
+            Self::File(_)
+            | Self::Descriptor(_)
+            | Self::Encode(_)
+            | Self::Seal(_)
+            | Self::Evidence(_)
+            | Self::Aborted => Exit::Internal,
+        }
+    }
+
+    /// The next step, where it is known.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NotMemory { .. } => "choose a directory on a tmpfs, such as /run or /dev/shm",
+            Self::Connect(_) | Self::Exchange { .. } | Self::TimedOut { .. } => {
+                "start the receiver on the parent: host-proxy --receive, see its --help"
+            }
+            Self::NotTaken { .. } => "look at the receiver's log: its file or its limit may be the reason",
+            _ => return None,
+        })
+    }
 }
 
 impl Delivery {

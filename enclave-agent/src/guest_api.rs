@@ -35,8 +35,8 @@ use crate::delivery::{Owner, Refresher, RingReader};
 use crate::evidence::{EvidenceError, OwnDocument};
 use crate::nsm::{AttestFields, Nsm};
 
-/// Where the SDKs look: current ones, and those of releases that knew the agent as tappd.
-pub const SOCKETS: [&str; 2] = ["/var/run/dstack.sock", "/var/run/tappd.sock"];
+/// What the SDKs look for in /var/run and in /run: current ones, and those of releases that knew the agent as tappd.
+pub const SOCKETS: [&str; 2] = ["dstack.sock", "tappd.sock"];
 
 /// Answers an app's questions.
 pub struct GuestApi {

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use command_line::Exit;
 use transport::Listener;
 
 use crate::delivery::{self, Delivery, Owner, Refresher, Renewal, Ring, RingReader, Rotation};
@@ -46,6 +47,17 @@ pub enum StartError {
     /// The guest API cannot be served.
     #[error("guest API")]
     GuestApi(#[from] guest_api::StartError),
+}
+
+impl StartError {
+    /// How a program that fails with this ends.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Keys(error) => error.exit(),
+            Self::Delivery(error) => error.exit(),
+            Self::GuestApi(_) => Exit::Internal,
+        }
+    }
 }
 
 /// Keys that are fetched and delivered, and what keeps them so.

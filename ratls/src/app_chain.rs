@@ -72,7 +72,8 @@ pub fn verify_app_chain(
     let algorithms = provider().signature_verification_algorithms.all;
     let check = |usage| {
         let anchors = [anchor.clone()];
-        leaf.verify_for_usage(algorithms, &anchors, std::slice::from_ref(&app_ca), now, usage, None, None).map(|_| ())
+        leaf.verify_for_usage(algorithms, &anchors, std::slice::from_ref(&app_ca), now, usage, None, None)
+            .map(|_| ())
     };
     // A leaf without extended usages passes for either.
     check(KeyUsage::server_auth()).or_else(|_| check(KeyUsage::client_auth())).map_err(AppChainError::Chain)

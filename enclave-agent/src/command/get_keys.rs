@@ -168,7 +168,8 @@ impl FetchArguments {
 }
 
 fn prepare(arguments: FetchArguments) -> Result<(GetKeys, Arc<dyn Nsm>), Failure> {
-    let FetchArguments { kms_urls, app_id, trust, nsm, proxy, danger_allow_debug, deadlines, require_sealed } = arguments;
+    let FetchArguments { kms_urls, app_id, trust, nsm, proxy, danger_allow_debug, deadlines, require_sealed } =
+        arguments;
     let trust = trust.load()?;
     let nsm = nsm.open().map_err(|error| Error::from(crate::evidence::EvidenceError::Nsm(error)))?;
     let DeadlineArguments {
@@ -255,7 +256,7 @@ impl Delivery {
         };
         let existing = if arguments.force { Existing::Replace } else { Existing::Keep };
         let file = KeyFile::new(path, existing);
-        file.check().map_err(output_failure)?;
+        file.check()?;
         Ok(Self::File(file))
     }
 
@@ -264,7 +265,7 @@ impl Delivery {
         match self {
             Self::Stdout => print(&json),
             Self::File(file) => {
-                file.write(&json).map_err(output_failure)?;
+                file.write(&json)?;
                 tell(&format!("App keys written to: {}", file.path().display()));
                 Ok(())
             }
@@ -272,29 +273,33 @@ impl Delivery {
     }
 }
 
-fn output_failure(error: OutputError) -> Failure {
-    let (exit, hint) = match &error {
-        OutputError::Exists { .. } => {
-            (Exit::Usage, Some("choose another name, or replace the file with --force"))
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        let (exit, hint) = match &error {
+            OutputError::Exists { .. } => {
+                (Exit::Usage, Some("choose another name, or replace the file with --force"))
+            }
+            OutputError::NotAFile { .. } => {
+                (Exit::Usage, Some("create the directory, or choose another name"))
+            }
+            OutputError::Write { source, .. } => (
+                Exit::Internal,
+                match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(
+                        "free some space there, or choose another place with -o; no partial file is left",
+                    ),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                        Some("choose a place that this user may write to with -o")
+                    }
+                    _ => None,
+                },
+            ),
+        };
+        let failure = Failure::new(exit, error);
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
         }
-        OutputError::NotAFile { .. } => (Exit::Usage, Some("create the directory, or choose another name")),
-        OutputError::Write { source, .. } => (
-            Exit::Internal,
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    Some("free some space there, or choose another place with -o; no partial file is left")
-                }
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    Some("choose a place that this user may write to with -o")
-                }
-                _ => None,
-            },
-        ),
-    };
-    let failure = Failure::new(exit, error);
-    match hint {
-        Some(hint) => failure.with_hint(hint),
-        None => failure,
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
-use command_line::{Exit, Failure};
+use command_line::Failure;
 use tokio::signal::unix::{SignalKind, signal};
 use transport::Endpoint;
 
@@ -134,30 +134,15 @@ fn report(renewal: Renewal<'_>) {
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        use crate::delivery::Error as Delivery;
-        match error {
-            StartError::Keys(error) => error.into(),
-            StartError::Delivery(error) => {
-                let (exit, hint) = match &error {
-                    Delivery::NotMemory { .. } => {
-                        (Exit::Usage, Some("choose a directory on a tmpfs, such as /run or /dev/shm"))
-                    }
-                    Delivery::Connect(_) | Delivery::Exchange { .. } | Delivery::TimedOut { .. } => {
-                        (Exit::NoAnswer, Some("start the receiver: host-proxy --receive, see its --help"))
-                    }
-                    Delivery::NotTaken { .. } => (
-                        Exit::Refused,
-                        Some("look at the receiver's log: its file or its limit may be the reason"),
-                    ),
-                    _ => (Exit::Internal, None),
-                };
-                let failure = Self::new(exit, error);
-                match hint {
-                    Some(hint) => failure.with_hint(hint),
-                    None => failure,
-                }
-            }
-            StartError::GuestApi(_) => Self::new(Exit::Internal, error),
+        let hint = match &error {
+            StartError::Keys(error) => error.hint(),
+            StartError::Delivery(error) => error.hint(),
+            StartError::GuestApi(_) => None,
+        };
+        let failure = Self::new(error.exit(), error);
+        match hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
         }
     }
 }

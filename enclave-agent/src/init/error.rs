@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use command_line::Exit;
 
 use super::process_file::ProcessError;
-use crate::Error;
 use crate::config::ConfigError;
+use crate::delivery::ParseRecipientError;
 use crate::network::NetworkError;
 use crate::nsm::NsmError;
-use crate::output::OutputError;
+use crate::service::StartError;
 
 /// Why an enclave does not come up, or does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -84,12 +84,12 @@ pub enum InitError {
     /// The app's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// There are no keys.
+    /// A recipient of the export is none.
+    #[error("recipients")]
+    Recipient(#[source] ParseRecipientError),
+    /// There are no keys, or they did not get where they should.
     #[error(transparent)]
-    Keys(#[from] Error),
-    /// The keys could not be handed over.
-    #[error(transparent)]
-    Output(#[from] OutputError),
+    Service(#[from] StartError),
     /// The app could not be started.
     #[error("{program}: cannot start")]
     Start {
@@ -120,8 +120,10 @@ impl InitError {
     /// How the enclave ends for it.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Keys(error) => error.exit(),
-            Self::Config { .. } | Self::Process { .. } | Self::ParentCid { .. } => Exit::Usage,
+            Self::Service(error) => error.exit(),
+            Self::Recipient(_) | Self::Config { .. } | Self::Process { .. } | Self::ParentCid { .. } => {
+                Exit::Usage
+            }
             Self::Nsm(NsmError::TimedOut { .. }) => Exit::NoAnswer,
             _ => Exit::Internal,
         }

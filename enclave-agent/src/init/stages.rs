@@ -2,7 +2,8 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,13 @@ use super::error::InitError;
 use super::process_file::ProcessFile;
 use super::signals::Signals;
 use super::{entropy, heartbeat};
-use crate::config::{AgentConfig, Delivery};
-use crate::network::AppNetwork;
+use crate::config::{self, AgentConfig, Delivery as Way};
+use crate::delivery::{self, Export, Form, Owner, Recipient, Renewal, RingReader, TmpfsFile};
+use crate::guest_api;
+use crate::network::{AppNetwork, NetworkError};
 use crate::nsm::{self, Nsm, NsmError, NsmSource};
-use crate::output::{Existing, KeyFile};
-use crate::{Deadlines, GetKeys, Keys, Proxy, Retry, SealedRelease, Step, get_keys};
+use crate::service::{Service, Settings};
+use crate::{Deadlines, GetKeys, Proxy, Retry, SealedRelease, Step};
 
 /// How long the security module may take to appear after the kernel started.
 const NSM_APPEARS: Duration = Duration::from_secs(10);
@@ -32,8 +35,15 @@ const NSM_APPEARS: Duration = Duration::from_secs(10);
 const NSM_LOOK: Duration = Duration::from_millis(20);
 /// For one call of the module.
 const NSM_CALL: Duration = Duration::from_secs(30);
+/// What only lives as long as the enclave, and where older programs look for it.
+const RUN: &str = "/run";
+const VAR_RUN: &str = "/var/run";
 /// The app's keys, in the directory of what only lives as long as the enclave.
 const KEYS_FILE: &str = "keyferry/app_keys.json";
+/// Tells the app the number of the descriptor that it inherits.
+const KEYS_FD: &str = "KEYFERRY_KEYS_FD";
+/// For an export, attempts included.
+const EXPORT: Duration = Duration::from_secs(60);
 
 /// Whether this process owns the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,21 +71,22 @@ pub async fn run(enclave: Enclave, role: Role) -> Result<(), InitError> {
     let directory = match role {
         Role::First => {
             seed(&nsm).await?;
-            PathBuf::from("/run")
+            link_run()?;
+            PathBuf::from(RUN)
         }
         Role::Guest(directory) => directory,
     };
     let network = AppNetwork::start(&config.network, &parent).await?;
-    let AgentConfig { delivery, restart, .. } = &config;
-    let (delivery, restart) = (delivery.clone(), *restart);
-    let keys = get_keys(&request(config, &parent)?, &nsm, &mut narrate).await?;
-    if delivery.contains(&Delivery::Files) {
-        write_keys(&keys, &directory.join(KEYS_FILE), &process)?;
-    }
-    drop(keys);
+    let restart = config.restart;
+    let inherits = config.delivery.contains(&Way::Descriptor);
+    let settings = settings(&config, &parent, &process, &directory)?;
+    let service = Service::start(settings, request(config, &parent)?, nsm, &mut narrate).await?;
+    let keys = inherits.then(|| service.keys().clone());
+    background.spawn(async move { match service.run(report).await {} });
     let program = process.args.first().cloned().unwrap_or_default();
     say(&format!("starting {program}"));
-    let end = app::supervise(restart, &mut signals, || start(&process, network.environment())).await;
+    let start = || start(&process, network.environment(), keys.as_ref());
+    let end = app::supervise(restart, &mut signals, start).await;
     match end.map_err(|source| InitError::Start { program: program.clone(), source })? {
         end if end.is_success() => Ok(()),
         end => Err(InitError::App { program, how: end.to_string() }),
@@ -141,19 +152,92 @@ fn narrate(step: Step<'_>) {
     }
 }
 
-/// Writes the keys for the app's user.
-fn write_keys(keys: &Keys, path: &Path, process: &ProcessFile) -> Result<(), InitError> {
-    let file = |source| InitError::File { path: path.to_owned(), source };
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(file)?;
-        fs::set_permissions(directory, Permissions::from_mode(0o755)).map_err(file)?;
+/// Where the keys of a configuration go. What the way there needs is made here.
+fn settings(
+    config: &AgentConfig,
+    parent: &Parent,
+    process: &ProcessFile,
+    directory: &Path,
+) -> Result<Settings, InitError> {
+    let app = Owner { uid: process.uid, gid: process.gid };
+    let mut settings = Settings { app: Some(app), refresh: config.fetch.refresh, ..Settings::default() };
+    for way in &config.delivery {
+        match way {
+            Way::Files => {
+                let path = directory.join(KEYS_FILE);
+                make_directory(&path)?;
+                settings.delivery.file = Some(TmpfsFile::new(path, Some(app)));
+            }
+            Way::GuestApi => {
+                settings.sockets = guest_api::SOCKETS.map(|name| directory.join(name)).to_vec();
+            }
+            // Made anew for each start of the app.
+            Way::Descriptor => {}
+        }
     }
-    let json = keys.to_json().map_err(|error| file(io::Error::other(error)))?;
-    KeyFile::new(path, Existing::Replace).write(&json)?;
-    chown(path, Some(process.uid), Some(process.gid)).map_err(file)
+    settings.delivery.export = config.export.as_ref().map(|it| export(it, parent)).transpose()?;
+    Ok(settings)
 }
 
-fn start(process: &ProcessFile, additions: &[(String, String)]) -> io::Result<Pid> {
-    let child = process.command(additions).spawn()?;
+fn export(config: &config::Export, parent: &Parent) -> Result<Export, InitError> {
+    let form = match &config.form {
+        config::ExportForm::DangerPlaintext => Form::DangerPlaintext,
+        config::ExportForm::Sealed(recipients) => {
+            let parsed: Result<Vec<Recipient>, _> = recipients.iter().map(|it| it.parse()).collect();
+            Form::Sealed(parsed.map_err(InitError::Recipient)?)
+        }
+    };
+    let to = parent.port(config.port).map_err(NetworkError::Address)?;
+    Ok(Export { to, form, deadline: EXPORT, nsm_deadline: NSM_CALL })
+}
+
+/// Lets what is looked for in /var/run be found in /run. An image that has its own /var/run keeps it: the SDKs look in
+/// both.
+fn link_run() -> Result<(), InitError> {
+    let failed = |source| InitError::System { what: "cannot link /var/run to /run", source };
+    fs::create_dir_all("/var").map_err(failed)?;
+    match symlink(RUN, VAR_RUN) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+fn make_directory(file: &Path) -> Result<(), InitError> {
+    let Some(directory) = file.parent() else { return Ok(()) };
+    let failed = |source| InitError::System { what: "cannot make the directory of the keys", source };
+    fs::create_dir_all(directory).map_err(failed)?;
+    // The app's user has to get at its file.
+    fs::set_permissions(directory, Permissions::from_mode(0o755)).map_err(failed)
+}
+
+fn report(renewal: Renewal<'_>) {
+    match renewal {
+        Renewal::Step(step) => narrate(step),
+        Renewal::Done { changed } => {
+            say(if changed {
+                "the KMS gave other keys than before"
+            } else {
+                "the keys are the same as before"
+            });
+        }
+        Renewal::NotFetched(error) => say(&format!("warning: no new keys: {}", crate::error::chain(error))),
+        Renewal::NotDelivered(error) => {
+            say(&format!("warning: new keys did not get everywhere: {}", crate::error::chain(error)));
+        }
+    }
+}
+
+fn start(
+    process: &ProcessFile,
+    additions: &[(String, String)],
+    keys: Option<&RingReader>,
+) -> io::Result<Pid> {
+    let descriptor = keys.map(|keys| delivery::descriptor(&keys.current())).transpose();
+    let descriptor = descriptor.map_err(io::Error::other)?;
+    let number = descriptor.as_ref().map(|it| (KEYS_FD.to_owned(), it.as_raw_fd().to_string()));
+    let additions: Vec<_> = additions.iter().cloned().chain(number).collect();
+    let child = process.command(&additions).spawn()?;
+    // The app has its copy now.
+    drop(descriptor);
     i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
