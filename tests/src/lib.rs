@@ -2,13 +2,17 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 pub mod google;
 mod machine;
 mod process;
 mod programs;
+mod relay;
 mod trip;
 
+pub use agent::Agent;
 pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;
+pub use relay::Recorder;
 pub use trip::{APP_ID, IMAGE, Trip, Variation, start_kms};

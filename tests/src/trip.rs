@@ -96,11 +96,19 @@ impl Trip {
     /// Arguments of `enclave-agent` for the trip that succeeds.
     #[must_use]
     pub fn agent_arguments(&self) -> Vec<String> {
+        let output = self.output().display().to_string();
+        let mut arguments = vec!["get-keys".to_owned()];
+        arguments.extend(self.fetch_arguments());
+        arguments.extend(["--output".to_owned(), output, "--json".to_owned()]);
+        arguments
+    }
+
+    /// Those that say where keys come from, each a flag and its value.
+    #[must_use]
+    pub fn fetch_arguments(&self) -> Vec<String> {
         let root_ca = self.kms_keys().join("root-ca.crt").display().to_string();
         let url = format!("https://localhost:{}", self.kms.port());
-        let output = self.output().display().to_string();
         [
-            "get-keys",
             "--kms-url",
             &url,
             "--app-id",
@@ -111,9 +119,6 @@ impl Trip {
             self.module.endpoint(),
             "--proxy",
             self.proxy.endpoint(),
-            "--output",
-            &output,
-            "--json",
         ]
         .map(str::to_owned)
         .to_vec()
