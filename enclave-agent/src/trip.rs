@@ -207,7 +207,8 @@ pub(crate) async fn call_once(
     let mut last = None;
     let calls = async {
         for url in &config.kms_urls {
-            let attempt = Attempt { config, nsm, url };
+            // No keys are released here, sealed or not.
+            let attempt = Attempt { config, nsm, url, sealed_was_offered: &AtomicBool::new(false) };
             let called = async {
                 let trust = config.trust.key_connection(root);
                 let mut connection = attempt.connect(trust, None, 1, &mut |_step| {}).await?;
