@@ -11,7 +11,7 @@ use age::secrecy::ExposeSecret;
 use attestation::{Pcr, os_image_hash};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use e2e::{APP_ID, Daemon, Finished, Agent, IMAGE, Recorder, Trip, Variation, run};
+use e2e::{APP_ID, Agent, Daemon, Finished, IMAGE, Recorder, Trip, Variation, run};
 use kms_protocol::InstanceId;
 use kms_protocol::app_keys::AppKeys;
 use kms_protocol::derive::{K256Root, P256Scalar, RootKeys};
