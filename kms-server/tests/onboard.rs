@@ -229,6 +229,9 @@ async fn refused(machine: &Machine, url: &str, expected: &str) {
     assert_eq!(told.status, 400);
     let text = told.error();
     assert!(text.starts_with("Failed to onboard: ") && text.contains(expected), "{expected:?} in {text:?}");
+    // The directory is free again when everything that uses it has ended.
+    onboarding.shutdown().await;
+    drop(opened);
     assert_eq!(machine.state(), State::Empty);
 }
 

@@ -59,9 +59,10 @@ async fn messages_that_do_not_fit_are_refused_in_their_own_encoding() {
     for (path, body, expected) in [
         ("/prpc/Kms.GetMeta?json", b"".as_slice(), "Service not found: Kms.GetMeta"),
         ("/prpc/KMS.Foo?json", b"", "Service not found: Foo"),
-        // Methods of other services, and those this version does not have.
+        // Methods of other services.
         ("/prpc/Bootstrap?json", b"", "Service not found: Bootstrap"),
-        ("/prpc/GetKmsKey?json", b"{}", "Service not found: GetKmsKey"),
+        ("/prpc/GetKmsKey?json", b"{}", "No attestation provided"),
+        ("/prpc/SignCert?json", b"{}", "Unsupported API version: 0"),
         ("/prpc/GetAppKey?json", br#"{"api_version":2}"#, "Unsupported API version: 2"),
         ("/prpc/GetAppKey?json", b"", "App not allowed: No attestation provided"),
         ("/prpc/GetAppKey?json", br#"{"api_version":1}"#, "App not allowed: No attestation provided"),

@@ -159,6 +159,10 @@ async fn evidence_that_does_not_hold_is_refused_before_any_method() {
         attestation.platform = PlatformEvidence::Tdx(TdxEvidence::default());
         attestation
     };
+    let nitro_tpm = |mut attestation: Attestation| {
+        attestation.platform = PlatformEvidence::AwsNitroTpm { attestation_doc: Vec::new() };
+        attestation
+    };
     for (name, certificate, expected) in [
         ("another root", world.certificate_with(&stranger, same).await, verification),
         (
@@ -173,9 +177,14 @@ async fn evidence_that_does_not_hold_is_refused_before_any_method() {
         ),
         ("a broken signature", world.certificate_with(&world.emulator, broken).await, verification),
         (
-            "another platform",
+            "no TDX quote",
             world.certificate_with(&world.emulator, tdx).await,
-            "invalid quote: evidence of platform tdx is not supported by this KMS",
+            "invalid quote: failed to verify TDX quote: ",
+        ),
+        (
+            "another platform",
+            world.certificate_with(&world.emulator, nitro_tpm).await,
+            "invalid quote: evidence of platform aws-nitro-tpm is not supported by this KMS",
         ),
     ] {
         for path in ["/prpc/GetAppKey?json", "/prpc/GetMeta?json"] {

@@ -12,7 +12,7 @@ use kms_protocol::csr::{CertificateRequest, RequestVersion};
 use kms_protocol::report_data;
 use p256::ecdsa::signature::Signer as _;
 use p256::ecdsa::{DerSignature, SigningKey};
-use p256::pkcs8::{DecodePrivateKey as _, EncodePublicKey as _};
+use p256::pkcs8::DecodePrivateKey as _;
 use ratls::issue::KeyPair;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -26,9 +26,8 @@ struct Csr {
 
 impl Csr {
     fn new(world: &World) -> Self {
-        let pem = KeyPair::generate().unwrap().to_pem();
-        let key = SigningKey::from_pkcs8_pem(&pem).unwrap();
-        let pubkey = key.verifying_key().to_public_key_der().unwrap().to_vec();
+        let pair = KeyPair::generate().unwrap();
+        let (key, pubkey) = (SigningKey::from_pkcs8_pem(&pair.to_pem()).unwrap(), pair.spki_der());
         let report_data = report_data::ratls_cert(&pubkey);
         let document = common::document(&world.emulator, &report_data);
         let attestation = Attestation::nitro(document, Some(&APP), report_data, &common::image());

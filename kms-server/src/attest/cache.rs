@@ -251,8 +251,7 @@ mod tests {
                 let (cache, service, mut released) = (Arc::clone(&cache), service.clone(), released.clone());
                 tokio::spawn(async move {
                     let fetch = async move {
-                        // The sender outlives the fetch.
-                        let _open = released.wait_for(|open| *open).await;
+                        assert!(released.wait_for(|open| *open).await.is_ok());
                         service.fetch().await
                     };
                     cache.get(1, Need::Any, fetch).await.map(|value| *value)

@@ -447,14 +447,6 @@ impl ClientEvidence {
         }
     }
 
-    /// The verified Nitro document, on that platform.
-    pub(crate) fn nitro_document(&self) -> Option<&AppraisedDocument> {
-        match &self.platform {
-            Verified::Nitro(document) => Some(document),
-            Verified::Tdx(_) | Verified::GcpTdx(..) => None,
-        }
-    }
-
     /// Checks what the client claims about itself against its evidence; `requested_config` is the request's
     /// `vm_config`.
     ///

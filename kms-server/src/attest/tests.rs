@@ -16,7 +16,7 @@ struct Fixture {
     now: UnixMillis,
 }
 
-/// The fixtures that verify.
+/// The fixtures that verify, of guests that recorded no events.
 fn fixtures() -> Vec<Fixture> {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures/tdx"));
     let Ok(manifest) = std::fs::read(folder.join("manifest.json")) else {
@@ -24,7 +24,9 @@ fn fixtures() -> Vec<Fixture> {
         return Vec::new();
     };
     let rows: Vec<Value> = serde_json::from_slice(&manifest).unwrap();
-    let accepted = rows.iter().filter(|row| row["expect"].as_str().unwrap_or_default().starts_with("accept"));
+    let accepted = rows.iter().filter(|row| {
+        row["expect"].as_str().unwrap_or_default().starts_with("accept") && row["rtmr"][3] == "0".repeat(96)
+    });
     accepted
         .map(|row| {
             let read = |key: &str| std::fs::read(folder.join(row[key].as_str().unwrap())).unwrap();

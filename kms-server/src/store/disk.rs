@@ -33,7 +33,7 @@ pub(super) struct Disk {
     root: PathBuf,
     /// Tests stop here after so many changes, as a crash would.
     #[cfg(test)]
-    pub(super) changes_left: std::cell::Cell<Option<usize>>,
+    pub(super) changes_left: std::sync::Mutex<Option<usize>>,
 }
 
 impl Disk {
@@ -45,7 +45,7 @@ impl Disk {
         Ok(Self {
             root: root.to_owned(),
             #[cfg(test)]
-            changes_left: std::cell::Cell::new(None),
+            changes_left: std::sync::Mutex::new(None),
         })
     }
 
@@ -57,8 +57,9 @@ impl Disk {
     #[cfg_attr(not(test), expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests use both"))]
     fn change(&self) -> io::Result<()> {
         #[cfg(test)]
-        if let Some(left) = self.changes_left.get() {
-            self.changes_left.set(Some(left.checked_sub(1).ok_or_else(|| io::Error::other("crash"))?));
+        if let Some(left) = self.changes_left.lock().map_err(|_| io::Error::other("a test failed"))?.as_mut()
+        {
+            *left = left.checked_sub(1).ok_or_else(|| io::Error::other("crash"))?;
         }
         Ok(())
     }

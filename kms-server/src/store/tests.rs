@@ -181,7 +181,7 @@ fn a_crash_at_any_write_leaves_no_keys_or_all() {
     for changes in 0.. {
         let directory = fresh();
         let store = Store::open(directory.path()).unwrap();
-        store.disk.changes_left.set(Some(changes));
+        *store.disk.changes_left.lock().unwrap() = Some(changes);
         let completed = store.bootstrap(&domain(), NOW).is_ok();
         drop(store);
 
@@ -223,7 +223,7 @@ fn a_crash_while_loading_loses_nothing() {
             std::fs::remove_file(directory.path().join(name)).unwrap();
         }
         let store = Store::open(directory.path()).unwrap();
-        store.disk.changes_left.set(Some(changes));
+        *store.disk.changes_left.lock().unwrap() = Some(changes);
         let completed = store.load(None, NOW).is_ok();
         drop(store);
         Store::open(directory.path()).unwrap().load(None, NOW).unwrap();
