@@ -18,6 +18,14 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// What a program of ours that ended with this number meant; a number of somebody else's is a failure.
+    pub fn from_code(code: u8) -> Self {
+        [Self::Done, Self::Usage, Self::Refused, Self::NoAnswer, Self::Interrupted]
+            .into_iter()
+            .find(|exit| exit.code() == code)
+            .unwrap_or(Self::Internal)
+    }
+
     /// The number the process ends with.
     pub fn code(self) -> u8 {
         match self {

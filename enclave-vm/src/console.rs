@@ -21,6 +21,8 @@ pub const MAX_LOG: u64 = 8 << 20;
 pub enum GuestEnd {
     /// It restarted, which is how an enclave ends.
     Restarted,
+    /// It restarted after its init had said how it ended.
+    Reported(ExitReport),
     /// It halted or switched itself off.
     Halted,
     /// Its kernel panicked, with this message.
@@ -31,9 +33,32 @@ impl Display for GuestEnd {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Restarted => f.write_str("the guest restarted"),
+            Self::Reported(ExitReport { code: 0, reason }) => write!(f, "the guest is done: {reason}"),
+            Self::Reported(ExitReport { code, reason }) => {
+                write!(f, "the guest ended with exit code {code}: {reason}")
+            }
             Self::Halted => f.write_str("the guest halted"),
             Self::Panicked(message) => write!(f, "the guest's kernel panicked: {message}"),
         }
+    }
+}
+
+/// What an enclave's init says last, `keyferry: exit 3: no keys …`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitReport {
+    /// As a command's exit code: 0 done, 1 failed, 2 wrong configuration, 3 refused, 4 no answer.
+    pub code: u8,
+    /// Why.
+    pub reason: String,
+}
+
+/// How that line begins; the agent's init writes it.
+const EXIT_LINE: &str = "keyferry: exit ";
+
+impl ExitReport {
+    fn in_line(line: &str) -> Option<Self> {
+        let (code, reason) = line.strip_prefix(EXIT_LINE)?.split_once(": ")?;
+        Some(Self { code: code.parse().ok()?, reason: reason.to_owned() })
     }
 }
 
@@ -44,6 +69,8 @@ pub(crate) enum Event {
     Init(Duration),
     /// The line came that the caller waits for.
     Ready,
+    /// Init said how it ends.
+    Reported(ExitReport),
     /// The guest is done.
     End(GuestEnd),
 }
@@ -90,6 +117,7 @@ impl Watcher {
         if self.ready_line.as_ref().is_some_and(|expected| text.contains(expected.as_str())) {
             events.push(Event::Ready);
         }
+        events.extend(ExitReport::in_line(&text).map(Event::Reported));
         events.extend(kernel_message(&text).and_then(|(time, message)| self.event_of(time, message)));
         if !text.trim().is_empty() {
             self.last = text;
@@ -288,6 +316,24 @@ mod tests {
             "[99999999999999999999.000001] reboot: Power down",
         ] {
             assert_eq!(end(other), [], "{other}");
+        }
+    }
+
+    #[test]
+    fn inits_last_words_are_read_where_they_begin_a_line() {
+        let events = |line: &str| Watcher::new("/init", None).feed(format!("{line}\r\n").as_bytes());
+        let report = |code, reason: &str| [Event::Reported(ExitReport { code, reason: reason.to_owned() })];
+        assert_eq!(events("keyferry: exit 3: the KMS said: no"), report(3, "the KMS said: no"));
+        assert_eq!(events("keyferry: exit 0: "), report(0, ""));
+        for other in [
+            "keyferry: exit : x",
+            "keyferry: exit 256: x",
+            "keyferry: exit -1: x",
+            "keyferry: exit 1",
+            "app: keyferry: exit 0: x",
+            "keyferry: exited 1: x",
+        ] {
+            assert_eq!(events(other), [], "{other}");
         }
     }
 

@@ -31,7 +31,7 @@ mod supervisor;
 mod tools;
 mod vm;
 
-pub use console::{GuestEnd, Log, MAX_LOG, Plain, PlainText, Sink};
+pub use console::{ExitReport, GuestEnd, Log, MAX_LOG, Plain, PlainText, Sink};
 pub use error::Error;
 pub use image::{BootImage, ImageParts, Registers, Spool};
 pub use machine::{Accelerator, GuestCid, MachineConfig, MachineError, MachineKind, Memory};

@@ -172,12 +172,14 @@ impl Supervisor {
         if let Some(status) = self.qemu.status()? {
             // Its last words may still be on their way through the console's thread.
             self.drain();
-            if let Some(end) = shared.progress().guest_end.clone() {
+            let progress = shared.progress();
+            if let Some(end) = progress.guest_end() {
                 return Ok(Some(Ending::Guest(end)));
             }
             if status.success() {
-                return Ok(Some(Ending::Guest(GuestEnd::Restarted)));
+                return Ok(Some(Ending::Guest(progress.as_reported(GuestEnd::Restarted))));
             }
+            drop(progress);
             let complaint = self.qemu.complaint();
             return Ok(Some(Ending::Program { name: "QEMU", status: status.to_string(), complaint }));
         }
@@ -186,8 +188,8 @@ impl Supervisor {
             return Ok(Some(Ending::Stopped));
         }
         // A QEMU that ends closes its connection to the NSM first, and a guest's end may be followed by QEMU's.
-        let over = match (&progress.guest_end, &progress.nsm_end) {
-            (Some(end), _) => Some(Ending::Guest(end.clone())),
+        let over = match (progress.guest_end(), &progress.nsm_end) {
+            (Some(end), _) => Some(Ending::Guest(end)),
             (None, Some(reason)) => Some(Ending::Nsm(reason.clone())),
             (None, None) => None,
         };
@@ -271,6 +273,7 @@ impl Console {
                     progress.phase = progress.phase.max(phase);
                 }
                 Event::Ready => progress.phase = Phase::Ready,
+                Event::Reported(report) => progress.reported = Some(report),
                 Event::End(end) => {
                     progress.guest_end.get_or_insert(end);
                 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use rustix::event::EventfdFlags;
 
 use crate::Error;
-use crate::console::{GuestEnd, Sink};
+use crate::console::{ExitReport, GuestEnd, Sink};
 use crate::image::BootImage;
 use crate::machine::{MachineConfig, Memory};
 use crate::state::{Home, Phase};
@@ -259,11 +259,29 @@ pub(crate) struct Shared {
 pub(crate) struct Progress {
     pub(crate) phase: Phase,
     pub(crate) boot_time: Option<BootTime>,
+    /// The kernel's last words; [`Progress::guest_end`] adds init's.
     pub(crate) guest_end: Option<GuestEnd>,
+    /// Init's, the latest of them.
+    pub(crate) reported: Option<ExitReport>,
     pub(crate) nsm_end: Option<String>,
     pub(crate) last_line: String,
     pub(crate) stop: bool,
     pub(crate) ending: Option<Ending>,
+}
+
+impl Progress {
+    /// How the guest ended, once it has.
+    pub(crate) fn guest_end(&self) -> Option<GuestEnd> {
+        self.guest_end.clone().map(|end| self.as_reported(end))
+    }
+
+    /// An end by restart is the one that init spoke of, if it did.
+    pub(crate) fn as_reported(&self, end: GuestEnd) -> GuestEnd {
+        match (end, &self.reported) {
+            (GuestEnd::Restarted, Some(report)) => GuestEnd::Reported(report.clone()),
+            (end, _) => end,
+        }
+    }
 }
 
 impl Shared {
@@ -276,6 +294,7 @@ impl Shared {
             phase: Phase::Booting,
             boot_time: None,
             guest_end: None,
+            reported: None,
             nsm_end: None,
             last_line: String::new(),
             stop: false,

@@ -9,7 +9,7 @@ use command_line::{Exit, Failure};
 use tokio_util::sync::CancellationToken;
 use transport::{BindOptions, Endpoint, Listener};
 
-use crate::{Config, Emulator, PCR_COUNT, PcrValue, serve, system_clock};
+use crate::{Config, Emulator, LocalRoot, PCR_COUNT, PcrValue, serve, system_clock};
 
 /// Arguments of the daemon.
 #[derive(Debug, Args)]
@@ -20,6 +20,9 @@ pub struct Arguments {
     /// Writes the root certificate (PEM) that documents are to be verified with
     #[arg(long, value_name = "FILE")]
     pub root_out: Option<PathBuf>,
+    /// Signs under the root in this directory, which is made when there is none; otherwise under a new one
+    #[arg(long, value_name = "DIRECTORY")]
+    pub root_dir: Option<PathBuf>,
     /// Start value of a register, as 96 hexadecimal digits; may be repeated
     #[arg(long = "pcr", value_name = "N=HEX", value_parser = parse_pcr)]
     pub pcrs: Vec<(u8, PcrValue)>,
@@ -55,8 +58,14 @@ impl Arguments {
 pub async fn run(arguments: Arguments, shutdown: CancellationToken) -> Result<(), Failure> {
     let endpoint = arguments.listen.clone();
     let root_out = arguments.root_out.clone();
-    let emulator =
-        Emulator::new(arguments.into_config()).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let emulator = match &arguments.root_dir {
+        Some(directory) => {
+            let root = LocalRoot::open(directory).map_err(|error| Failure::new(Exit::Internal, error))?;
+            Emulator::with_root(&root, arguments.into_config())
+        }
+        None => Emulator::new(arguments.into_config()),
+    };
+    let emulator = emulator.map_err(|error| Failure::new(Exit::Usage, error))?;
     // The root is on disk before the socket exists: who can connect can also verify.
     if let Some(path) = root_out {
         write_root(&path, &emulator.root_pem()).map_err(|source| {

@@ -59,6 +59,15 @@ impl Emulator {
         Self::under(Arc::new(Root::generate()?), config)
     }
 
+    /// Makes a module under a root that is kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_root(root: &crate::LocalRoot, config: Config) -> Result<Self, Error> {
+        Self::under(Arc::clone(&root.0), config)
+    }
+
     /// Makes another module under the same root, as another enclave on the same kind of machine has.
     ///
     /// # Errors

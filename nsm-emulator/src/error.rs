@@ -24,6 +24,17 @@ pub enum Error {
         /// Why.
         source: rcgen::Error,
     },
+    /// The certificate of a kept root is not PEM.
+    #[error("the certificate of the local root is not PEM")]
+    RootPem,
+    /// A kept root cannot be read or written.
+    #[error("the local root: {}", path.display())]
+    RootFile {
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// A leaf key that was just made cannot sign.
     #[error("the leaf key of the local certificate chain cannot sign")]
     Sign,

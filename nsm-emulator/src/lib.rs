@@ -27,12 +27,14 @@ mod emulator;
 mod error;
 mod pki;
 mod request;
+mod root;
 mod serve;
 
 pub use emulator::Emulator;
 pub use error::Error;
 pub use pki::ROOT_COMMON_NAME;
 pub use request::{ErrorCode, MAX_PUBLIC_KEY, MAX_REQUEST, MAX_RESPONSE, MAX_USER_DATA};
+pub use root::LocalRoot;
 pub use serve::serve;
 
 use std::collections::BTreeMap;

@@ -7,9 +7,11 @@ use crate::Error;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, SerialNumber, date_time_ymd,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use std::time::Duration;
 
 /// CN of the local root. AWS's is `aws.nitro-enclaves`.
@@ -30,7 +32,9 @@ const ROOT_VALIDITY: std::ops::Range<u64> = 1_577_836_800..2_524_521_600;
 
 /// A root that signs the chains below it.
 pub(crate) struct Root {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    der: Vec<u8>,
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
 }
 
 /// What signs documents, and the certificates that go into them.
@@ -51,17 +55,32 @@ impl Root {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = ca_usages();
         params.use_authority_key_identifier_extension = false;
-        let issuer =
-            CertifiedIssuer::self_signed(params, key(what)?).map_err(|source| Error::Pki { what, source })?;
-        Ok(Self { issuer })
+        let key = key(what)?;
+        let certificate = params.self_signed(&key).map_err(|source| Error::Pki { what, source })?;
+        let (der, pem) = (certificate.der().to_vec(), certificate.pem());
+        Ok(Self { der, pem, issuer: Issuer::new(params, key) })
+    }
+
+    /// A root that was made before, from its certificate and key.
+    pub(crate) fn from_pem(certificate: &str, key: &str) -> Result<Self, Error> {
+        let what = "root";
+        let wrong = |source| Error::Pki { what, source };
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|_| Error::RootPem)?;
+        let issuer = Issuer::from_ca_cert_der(&der, KeyPair::from_pem(key).map_err(wrong)?).map_err(wrong)?;
+        Ok(Self { der: der.to_vec(), pem: certificate.to_owned(), issuer })
+    }
+
+    /// The key, for whoever keeps this root.
+    pub(crate) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     pub(crate) fn der(&self) -> &[u8] {
-        self.issuer.der()
+        &self.der
     }
 
     pub(crate) fn pem(&self) -> String {
-        self.issuer.pem()
+        self.pem.clone()
     }
 
     /// A fresh chain for `module_id` that is valid at `now` (seconds since 1970).
@@ -129,7 +148,7 @@ fn authority(
     (what, name): (&'static str, &str),
     validity: std::ops::Range<u64>,
     path_length: u8,
-    issuer: &CertifiedIssuer<'static, KeyPair>,
+    issuer: &Issuer<'static, KeyPair>,
 ) -> Result<CertifiedIssuer<'static, KeyPair>, Error> {
     let mut params = params(what, name, validity.start, validity.end)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));

@@ -54,6 +54,17 @@ fn documents_verify_under_the_emulators_root() {
 }
 
 #[test]
+fn documents_verify_under_a_root_that_was_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let anchor = nsm_emulator::LocalRoot::open(directory.path()).unwrap().pem();
+    let found = nsm_emulator::LocalRoot::open(directory.path()).unwrap();
+    let emulator = Emulator::with_root(&found, Config { clock: Arc::new(|| NEW_YEAR), ..Config::default() });
+    let document = document(&emulator.unwrap());
+    let verifier = Verifier::new(TrustAnchor::from_pem(&anchor).unwrap());
+    verifier.verify(&document, UnixMillis(NEW_YEAR)).unwrap();
+}
+
+#[test]
 fn documents_do_not_verify_under_another_root() {
     let (emulator, _) = clocked(Config::default());
     let document = document(&emulator);

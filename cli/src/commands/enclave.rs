@@ -18,9 +18,15 @@ pub(crate) enum Command {
     /// Boot an enclave image in a virtual machine, with an NSM that signs under a local root.
     ///
     /// The console goes to standard output. Connections of the guest to CID 2, port P, arrive at a Unix socket, the
-    /// --vsock path followed by _P, where host-proxy can listen. Ends with the guest: 0 when it restarted or halted,
-    /// 1 when its kernel panicked or the machine broke, 4 when it did not come up or was not done in time.
+    /// --vsock path followed by _P, where host-proxy can listen. Ends with the guest: as its init says on the console
+    /// (keyferry: exit N: reason), else 0 when it restarted or halted, 1 when its kernel panicked or the machine broke,
+    /// 4 when it did not come up or was not done in time.
     Run(Box<run::Run>),
+    /// Make the root that local security modules sign under, and print the path of its certificate.
+    ///
+    /// `keyferry enclave run --root-dir` signs under it, and a verifier that is to believe those documents takes the
+    /// certificate as its trust anchor. A root that is there already stays.
+    Root(manage::Root),
     /// Show what an enclave wrote to its console, and with --follow what it writes until it ends.
     Console(manage::Console),
     /// List the enclaves that run. Removes what is left of those whose runner was killed.
@@ -37,6 +43,7 @@ pub(crate) fn run(
 ) -> Result<Exit, Failure> {
     match command {
         Command::Run(arguments) => run::run(*arguments, stdout, stderr),
+        Command::Root(arguments) => manage::root(&arguments, stdout),
         Command::Console(arguments) => manage::console(&arguments, &registry(), stdout),
         Command::List(arguments) => manage::list(&arguments, &registry(), stdout),
         Command::Stop(arguments) => manage::stop(&arguments, &registry(), stdout),

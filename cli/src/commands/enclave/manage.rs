@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use command_line::{Exit, Failure};
 use enclave_vm::{EnclaveState, Error, Name, PlainText, Registry};
+use nsm_emulator::LocalRoot;
 use serde::Serialize;
 
 /// Between two looks at a console that is followed.
@@ -45,6 +46,13 @@ pub(crate) struct Stop {
     json: bool,
 }
 
+/// Arguments of `keyferry enclave root`.
+#[derive(Args, Debug)]
+pub(crate) struct Root {
+    /// Where certificate and key are kept: root.pem and root-key.pem.
+    directory: PathBuf,
+}
+
 /// What `list --json` prints.
 #[derive(Serialize)]
 struct Listing<'a> {
@@ -57,6 +65,12 @@ struct Listing<'a> {
 struct Stopped<'a> {
     version: u8,
     stopped: &'a Name,
+}
+
+pub(super) fn root(arguments: &Root, stdout: &mut impl Write) -> Result<Exit, Failure> {
+    LocalRoot::open(&arguments.directory).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let written = writeln!(stdout, "{}", arguments.directory.join("root.pem").display());
+    written.map_or_else(super::write_failure, |()| Ok(Exit::Done))
 }
 
 pub(super) fn list(arguments: &List, registry: &Registry, stdout: &mut impl Write) -> Result<Exit, Failure> {

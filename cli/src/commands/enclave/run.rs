@@ -11,10 +11,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use command_line::{Exit, Failure};
 use enclave_vm::{
-    Accelerator, BootImage, Ending, Error, GuestCid, Home, Launch, Log, MachineConfig, MachineKind, Memory,
+    Accelerator, BootImage, Ending, Error, GuestCid, GuestEnd, Home, Launch, Log, MachineConfig, MachineKind, Memory,
     Name, Phase, Plain, Registers, Search, Sink, Stopper, Vm,
 };
-use nsm_emulator::{Config, Emulator, system_clock};
+use nsm_emulator::{Config, Emulator, LocalRoot, system_clock};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -54,6 +54,9 @@ pub(crate) struct Run {
     /// Write the root certificate of the NSM to this file (PEM): the trust anchor for verifying its documents.
     #[arg(long, value_name = "FILE")]
     root_out: Option<PathBuf>,
+    /// Sign documents under the root in this directory (see `keyferry enclave root`); under a new one unless given.
+    #[arg(long, value_name = "DIRECTORY")]
+    root_dir: Option<PathBuf>,
     /// Path that the Unix sockets of the guest's vsock start with; in the enclave's own directory unless given.
     #[arg(long, value_name = "PATH")]
     vsock: Option<PathBuf>,
@@ -66,6 +69,9 @@ pub(crate) struct Run {
     /// Instance id of the parent, for PCR4.
     #[arg(long, value_name = "ID")]
     parent_id: Option<String>,
+    /// Move the clock of the NSM, for tests of what a wrong clock leads to.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, allow_hyphen_values = true, hide = true)]
+    nsm_clock_offset: i64,
     /// Append to the kernel command line.
     #[arg(long, value_name = "TEXT")]
     append: Option<String>,
@@ -170,7 +176,7 @@ pub(super) fn run(arguments: Run, stdout: &mut impl Write, stderr: &mut impl Wri
     let consoles = arguments.consoles(&home)?;
     let image = match arguments.machine {
         Machine::Microvm => {
-            let nsm = emulator(&registers)?;
+            let nsm = emulator(&registers, arguments.root_dir.as_deref(), arguments.nsm_clock_offset)?;
             started.nsm_root = Some(home.nsm_root());
             if let Some(path) = &arguments.root_out {
                 fs::write(path, nsm.root_pem()).map_err(file_failure("write", path))?;
@@ -244,9 +250,8 @@ fn watch(
 /// What an enclave's end means for a script.
 pub(super) fn exit_of(ending: &Ending) -> Exit {
     match ending {
-        Ending::Guest(enclave_vm::GuestEnd::Restarted | enclave_vm::GuestEnd::Halted) | Ending::Stopped => {
-            Exit::Done
-        }
+        Ending::Guest(GuestEnd::Restarted | GuestEnd::Halted) | Ending::Stopped => Exit::Done,
+        Ending::Guest(GuestEnd::Reported(report)) => Exit::from_code(report.code),
         Ending::NotBooted { .. } | Ending::LifetimeOver(_) => Exit::NoAnswer,
         _ => Exit::Internal,
     }
@@ -292,8 +297,8 @@ impl Run {
         if matches!(self.machine, Machine::NitroEnclave) && self.debug {
             return usage("--debug: QEMU's nitro-enclave machine knows no debug mode");
         }
-        if matches!(self.machine, Machine::NitroEnclave) && self.root_out.is_some() {
-            return usage("--root-out: QEMU's nitro-enclave machine signs nothing");
+        if matches!(self.machine, Machine::NitroEnclave) && (self.root_out.is_some() || self.root_dir.is_some()) {
+            return usage("--root-out and --root-dir: QEMU's nitro-enclave machine signs nothing");
         }
         let Some(cid) = GuestCid::new(self.cid) else {
             return usage("--cid: 0 to 3 and 4294967295 are not a guest's");
@@ -323,9 +328,18 @@ impl Run {
     }
 }
 
-fn emulator(registers: &Registers) -> Result<Arc<Emulator>, Failure> {
-    let config = Config { pcrs: registers.for_emulator(), module_id: None, clock: system_clock(0) };
-    Emulator::new(config).map(Arc::new).map_err(|error| Failure::new(Exit::Internal, error))
+fn emulator(
+    registers: &Registers,
+    root: Option<&std::path::Path>,
+    clock_offset: i64,
+) -> Result<Arc<Emulator>, Failure> {
+    let config =
+        Config { pcrs: registers.for_emulator(), module_id: None, clock: system_clock(clock_offset) };
+    let emulator = match root {
+        Some(directory) => LocalRoot::open(directory).and_then(|root| Emulator::with_root(&root, config)),
+        None => Emulator::new(config),
+    };
+    emulator.map(Arc::new).map_err(|error| Failure::new(Exit::Internal, error))
 }
 
 fn file_failure(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Failure {
