@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prepares what `keyferry enclave run` and the boot tests need: QEMU, its firmware, vhost-device-vsock. Prints the
+# Prepares what `keyferry enclave run` and the boot tests need: QEMU, its firmware, vhost-device-vsock, and a kernel for
+# images (bzImage) where one lies beside the project; otherwise eif-builder/kernel/build.sh makes one. Prints the
 # directory that they are found in. Asking again is cheap: what is there stays.
 #
 #   scripts/enclave-vm-tools.sh [--without-install]
@@ -23,6 +24,7 @@ esac
 vsock_version=0.3.0
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/keyferry/enclave-vm"
 packed=../shared/tools/enclave-vm/qemu-system-x86_64.xz
+kernel=../shared/tools/enclave-vm/bzImage
 mkdir -p "$cache/bin"
 
 # Moves the finished file into place, so that a run that is cut short leaves nothing half done.
@@ -66,6 +68,11 @@ if [ ! -x "$cache/bin/vhost-device-vsock" ] && ! command -v vhost-device-vsock >
   need_rust
   echo "building vhost-device-vsock $vsock_version" >&2
   cargo install --locked --quiet --root "$cache" vhost-device-vsock --version "$vsock_version" >&2
+fi
+
+if [ -f "$kernel" ] && { [ ! -f "$cache/bzImage" ] || [ "$kernel" -nt "$cache/bzImage" ]; }; then
+  cp "$kernel" "$cache/bzImage.$$"
+  mv "$cache/bzImage.$$" "$cache/bzImage"
 fi
 
 echo "$cache"

@@ -24,8 +24,8 @@ struct Arguments {
 enum Command {
     /// Show the whole trip on this machine: KMS, proxy, agent, and three refusals
     Demo(commands::demo::Arguments),
-    /// Prove this enclave to a dstack KMS and fetch the app's keys
-    GetKeys(enclave_agent::command::get_keys::Arguments),
+    /// Prove this enclave to a dstack KMS and fetch the app's keys; with --project, boot the enclave for it here
+    GetKeys(commands::get_keys::Arguments),
     #[command(subcommand)]
     Attestation(commands::attestation::Command),
     /// Register images and apps on the dstack contracts, and see what they decide
@@ -55,10 +55,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Demo(arguments) => block_on(commands::demo::run(arguments)),
-        Command::GetKeys(arguments) => {
-            enclave_agent::forbid_core_dumps().map_err(|error| Failure::new(Exit::Internal, error))?;
-            block_on(async { enclave_agent::command::get_keys::run(arguments).await.map(|()| Exit::Done) })
-        }
+        Command::GetKeys(arguments) => block_on(commands::get_keys::run(arguments)),
         Command::Attestation(command) => {
             commands::attestation::run(command, &mut BufWriter::new(io::stdout().lock()), &mut io::stderr())
         }

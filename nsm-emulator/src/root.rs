@@ -87,6 +87,9 @@ mod tests {
         fs::write(directory.path().join(CERTIFICATE), "no certificate").unwrap();
         assert!(LocalRoot::open(directory.path()).is_err());
         fs::remove_file(directory.path().join(CERTIFICATE)).unwrap();
-        assert!(matches!(LocalRoot::open(directory.path()), Err(Error::RootFile { .. })), "the key is still there");
+        assert!(
+            matches!(LocalRoot::open(directory.path()), Err(Error::RootFile { .. })),
+            "the key is still there"
+        );
     }
 }

@@ -4,6 +4,7 @@
 
 mod agent;
 pub mod google;
+mod images;
 mod machine;
 mod process;
 mod programs;
@@ -11,8 +12,9 @@ mod relay;
 mod trip;
 
 pub use agent::Agent;
+pub use images::{kernel, static_agent};
 pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;
 pub use relay::Recorder;
-pub use trip::{APP_ID, IMAGE, Trip, Variation, start_kms};
+pub use trip::{APP_ID, IMAGE, Trip, Variation, kms_settings, start_kms};

@@ -144,8 +144,10 @@ pub fn start_kms(directory: &Path, module_root: &str, image_hash: &str, variatio
     Daemon::start("kms-server", &["serve", "-c", &path("kms.toml").display().to_string()])
 }
 
-/// The least that a KMS for an emulated module needs.
-fn kms_settings(directory: &Path, more: &str, authoriser: &str) -> String {
+/// The least that a KMS for an emulated module needs: its keys and the module's root are in `directory`, as `certs` and
+/// `nsm-root.pem`; `authoriser` is the section that names one.
+#[must_use]
+pub fn kms_settings(directory: &Path, more: &str, authoriser: &str) -> String {
     let path = |name: &str| directory.join(name);
     format!(
         "[rpc]\naddress = \"127.0.0.1\"\nport = 0\n\

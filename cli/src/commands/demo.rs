@@ -3,6 +3,7 @@
 mod on_chain;
 mod stage;
 mod story;
+mod vm;
 
 use std::time::Duration;
 
@@ -32,6 +33,11 @@ pub(crate) struct Arguments {
     /// Print the summary as one JSON document; the steps go to standard error
     #[arg(long, conflicts_with = "reveal")]
     json: bool,
+    /// Build an enclave image and boot it in a virtual machine, instead of playing its agent here
+    #[arg(long, conflicts_with = "chain")]
+    vm: bool,
+    #[command(flatten)]
+    machine: vm::VmArguments,
 }
 
 /// What `--json` prints.
@@ -51,13 +57,19 @@ struct Refusal {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    match timeout(WHOLE_DEMO, tell(arguments)).await {
+    let Arguments { chain, reveal, json, vm, machine } = arguments;
+    let (limit, told) = if vm {
+        (vm::WHOLE_DEMO, timeout(vm::WHOLE_DEMO, vm::tell(machine, reveal, json)).await)
+    } else {
+        (WHOLE_DEMO, timeout(WHOLE_DEMO, tell(chain, reveal, json)).await)
+    };
+    match told {
         Ok(told) => told.map(|()| Exit::Done),
-        Err(_) => Err(Failure::new(Exit::NoAnswer, format!("the demo did not end within {WHOLE_DEMO:?}"))),
+        Err(_) => Err(Failure::new(Exit::NoAnswer, format!("the demo did not end within {limit:?}"))),
     }
 }
 
-async fn tell(Arguments { chain, reveal, json }: Arguments) -> Result<(), Failure> {
+async fn tell(chain: bool, reveal: bool, json: bool) -> Result<(), Failure> {
     let mut story = Story::new(json);
     story.chapter("The stage: everything runs on this machine, over real sockets");
     let (stage, keys, refusals) =

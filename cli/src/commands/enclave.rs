@@ -1,9 +1,9 @@
 //! `keyferry enclave`: runs enclave images on this machine.
 
 mod background;
-mod image;
+pub(super) mod image;
 mod manage;
-mod run;
+pub(super) mod run;
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -50,12 +50,12 @@ pub(crate) fn run(
     }
 }
 
-fn registry() -> Registry {
+pub(super) fn registry() -> Registry {
     Registry::in_environment(std::env::var_os("XDG_RUNTIME_DIR").as_deref())
 }
 
 /// How a failure of the library ends the command.
-fn failure(error: Error) -> Failure {
+pub(super) fn failure(error: Error) -> Failure {
     let exit = match &error {
         Error::Machine(_)
         | Error::Name { .. }

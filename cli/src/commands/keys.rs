@@ -111,8 +111,34 @@ pub(crate) fn run(command: Command) -> Result<Exit, Failure> {
     open.run()
 }
 
+/// Where opened keys go.
+pub(super) struct Target {
+    /// New file; otherwise standard output.
+    pub(super) output: Option<PathBuf>,
+    /// Replaces the file.
+    pub(super) force: bool,
+    /// Shows the keys even on a terminal.
+    pub(super) reveal: bool,
+    /// Prints a summary.
+    pub(super) json: bool,
+}
+
 impl Open {
-    fn run(self) -> Result<Exit, Failure> {
+    /// An export of an enclave that was started here, whose module signs under `root`.
+    pub(super) fn of_enclave(
+        export: PathBuf,
+        identity: PathBuf,
+        image: OsImageHash,
+        root: PathBuf,
+        target: Target,
+    ) -> Self {
+        let Target { output, force, reveal, json } = target;
+        let images = vec![ImageHash(image)];
+        let (root, danger_accept_any_writer) = (Some(root), false);
+        Self { export, identity, images, root, danger_accept_any_writer, output, force, reveal, json }
+    }
+
+    pub(super) fn run(self) -> Result<Exit, Failure> {
         let target = self.target()?;
         if self.export == Path::new("-") && self.identity == Path::new("-") {
             return Err(Failure::new(Exit::Usage, "both the export and the identity are standard input"));

@@ -70,3 +70,56 @@ async fn beat(parent: &Parent) -> Result<(), HeartbeatError> {
     let [actual] = byte;
     if actual == BEAT { Ok(()) } else { Err(HeartbeatError::OtherByte { actual }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use transport::{BindOptions, Listener, Stream};
+
+    use super::*;
+
+    /// A parent whose heartbeat port treats every connection like this.
+    async fn parent(treat: impl AsyncFn(&mut Stream) + Send + 'static) -> (tempfile::TempDir, Parent) {
+        let directory = tempfile::tempdir().unwrap();
+        let parent = Parent::Unix(directory.path().join("p"));
+        let listener = Listener::bind(&parent.port(PORT).unwrap(), BindOptions::default()).await.unwrap();
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                treat(&mut stream).await;
+            }
+        });
+        (directory, parent)
+    }
+
+    async fn answered_with(answer: u8) -> Result<(), HeartbeatError> {
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let (_directory, parent) = parent(async move |stream: &mut Stream| {
+                    assert_eq!(stream.read_u8().await.unwrap(), BEAT);
+                    stream.write_all(&[answer]).await.unwrap();
+                })
+                .await;
+                send(&parent).await
+            })
+            .await
+    }
+
+    #[tokio::test]
+    async fn the_same_byte_is_the_answer_and_another_is_none() {
+        answered_with(BEAT).await.unwrap();
+        assert!(matches!(answered_with(0).await, Err(HeartbeatError::OtherByte { actual: 0 })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_parent_that_says_nothing_or_is_absent_is_given_up() {
+        let local = tokio::task::LocalSet::new();
+        let silent = local.run_until(async {
+            let (_directory, parent) = parent(async |_: &mut Stream| std::future::pending().await).await;
+            send(&parent).await
+        });
+        assert!(matches!(silent.await, Err(HeartbeatError::TimedOut)));
+        let absent = Parent::Unix("/nonexistent/p".into());
+        assert!(matches!(send(&absent).await, Err(HeartbeatError::Connect(_))));
+    }
+}

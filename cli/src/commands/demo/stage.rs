@@ -26,7 +26,7 @@ use super::on_chain::Registry;
 use super::story::{Story, short};
 
 /// The name in the KMS's certificate.
-const DOMAIN: &str = "localhost";
+pub(super) const DOMAIN: &str = "localhost";
 /// How far the old document's clock is behind, in seconds; the KMS takes documents up to an hour old.
 const OLD: i64 = 2 * 60 * 60;
 
@@ -76,10 +76,10 @@ impl Stage {
             None => {
                 let policy = directory.path().join("policy.toml");
                 write(&policy, &format!("[apps.{app_id}]\nimages = [\"{image}\"]\n"))?;
-                format!("[core.auth_api]\ntype = \"policy\"\n[core.auth_api.policy]\nfile = {policy:?}\n")
+                by_policy(&policy)
             }
         };
-        let kms = start_kms(&directory.path().join("kms"), &root, &authoriser).await?;
+        let kms = start_kms(&directory.path().join("kms"), &root, &authoriser, 0).await?;
         let root_ca = PinnedRoot::from_pem(kms.root_ca_pem()).map_err(internal)?;
         story.said(
             "kms",
@@ -94,7 +94,7 @@ impl Stage {
             None => format!("may release the keys of app {app_id} to that image and no other"),
         };
         story.said("kms", &rule);
-        let impostor = start_kms(&directory.path().join("impostor"), &root, &authoriser).await?;
+        let impostor = start_kms(&directory.path().join("impostor"), &root, &authoriser, 0).await?;
 
         let rules = [&kms, &impostor].into_iter().flat_map(|kms| {
             let port = kms.address().port();
@@ -206,9 +206,20 @@ impl Enclave {
     }
 }
 
-async fn start_kms(directory: &Path, nsm_root: &Path, authoriser: &str) -> Result<ServerHandle, Failure> {
+/// The settings of a KMS that decides by the rules in a file.
+pub(super) fn by_policy(policy: &Path) -> String {
+    format!("[core.auth_api]\ntype = \"policy\"\n[core.auth_api.policy]\nfile = {policy:?}\n")
+}
+
+/// A KMS that believes documents under `nsm_root`; port 0 is one that is free.
+pub(super) async fn start_kms(
+    directory: &Path,
+    nsm_root: &Path,
+    authoriser: &str,
+    port: u16,
+) -> Result<ServerHandle, Failure> {
     let settings = format!(
-        "[rpc]\naddress = \"127.0.0.1\"\nport = 0\n\
+        "[rpc]\naddress = \"127.0.0.1\"\nport = {port}\n\
          [core]\ncert_dir = {directory:?}\nenforce_self_authorization = false\nattest_rpc_cert = false\n\
          nitro_enclave_key_release = true\n\
          [core.onboard]\nauto_bootstrap_domain = \"{DOMAIN}\"\n\
@@ -221,11 +232,11 @@ async fn start_kms(directory: &Path, nsm_root: &Path, authoriser: &str) -> Resul
     Server::start(config).await.map_err(internal)
 }
 
-fn url(kms: &ServerHandle) -> String {
+pub(super) fn url(kms: &ServerHandle) -> String {
     format!("https://{}:{}", kms.domain(), kms.address().port())
 }
 
-fn module_config(pcrs: [[u8; 48]; 3], clock_offset: i64) -> nsm_emulator::Config {
+pub(super) fn module_config(pcrs: [[u8; 48]; 3], clock_offset: i64) -> nsm_emulator::Config {
     nsm_emulator::Config {
         pcrs: (0..).zip(pcrs).collect(),
         module_id: None,
@@ -248,11 +259,11 @@ fn digest(text: &str) -> [u8; 48] {
     Sha384::digest(text).into()
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
     fs::write(path, text)
         .map_err(|error| Failure::new(Exit::Internal, format!("{}: {error}", path.display())))
 }

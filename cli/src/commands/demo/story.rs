@@ -9,6 +9,7 @@ use enclave_agent::{Keys, Step};
 /// Writes the steps as they happen.
 pub(super) struct Story {
     started: Instant,
+    stdout_is_taken: bool,
     out: Box<dyn Write + Send>,
 }
 
@@ -17,7 +18,28 @@ impl Story {
     pub(super) fn new(stdout_is_taken: bool) -> Self {
         let out: Box<dyn Write + Send> =
             if stdout_is_taken { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
-        Self { started: Instant::now(), out }
+        Self { started: Instant::now(), stdout_is_taken, out }
+    }
+
+    /// The same story for somebody who tells a part of it, with the same clock.
+    pub(super) fn another(&self) -> Self {
+        let out: Box<dyn Write + Send> =
+            if self.stdout_is_taken { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
+        Self { out, ..*self }
+    }
+
+    /// A list of facts.
+    pub(super) fn facts(&mut self, facts: &[(&str, &str)]) {
+        self.chapter("Summary");
+        for (what, value) in facts {
+            self.line(&format!("  {what:<23} {value}"));
+        }
+    }
+
+    /// The keys themselves.
+    pub(super) fn reveal(&mut self, json: &[u8]) {
+        // A reader that left does not want the rest.
+        let _reader_left = self.out.write_all(json).and_then(|()| self.out.write_all(b"\n"));
     }
 
     pub(super) fn chapter(&mut self, title: &str) {
@@ -88,8 +110,7 @@ impl Story {
     /// The end: what was fetched. With `reveal` as the agent would write it.
     pub(super) fn summary(&mut self, keys: &Keys, refusals: usize, reveal: bool) -> Result<(), Failure> {
         let summary = keys.summary();
-        self.chapter("Summary");
-        for (what, value) in [
+        self.facts(&[
             ("app id", &summary.app_id),
             ("OS_IMAGE_HASH", &summary.os_image_hash),
             ("KMS", &summary.kms_url),
@@ -97,14 +118,11 @@ impl Story {
             ("disk key fingerprint", &summary.disk_crypt_key_fingerprint),
             ("environment public key", &summary.env_public_key),
             ("app k256 public key", &summary.k256_public_key),
-        ] {
-            self.line(&format!("  {what:<23} {value}"));
-        }
-        self.line(&format!("  {:<23} as they must be", format!("{refusals} refusals")));
+            (&format!("{refusals} refusals"), "as they must be"),
+        ]);
         if reveal {
             let json = keys.to_json().map_err(|error| Failure::new(Exit::Internal, error))?;
-            // A reader that left does not want the rest.
-            let _reader_left = self.out.write_all(&json).and_then(|()| self.out.write_all(b"\n"));
+            self.reveal(&json);
         }
         Ok(())
     }

@@ -8,21 +8,21 @@ use eif_builder::{Arch, Image, SectionKind, Strict, extend};
 use enclave_vm::{ImageParts, Registers, Spool};
 
 /// A measured image.
-pub(super) struct Opened {
+pub(in crate::commands) struct Opened {
     /// Size of the file in bytes.
-    pub(super) len: u64,
+    pub(in crate::commands) len: u64,
     /// The kernel command line in it.
-    pub(super) command_line: String,
+    pub(in crate::commands) command_line: String,
     /// What it leads to on hardware that measures it.
-    pub(super) registers: Registers,
+    pub(in crate::commands) registers: Registers,
     /// Name of the image in the KMS contracts.
-    pub(super) os_image_hash: OsImageHash,
+    pub(in crate::commands) os_image_hash: OsImageHash,
     image: Image<std::io::BufReader<std::fs::File>>,
 }
 
 impl Opened {
     /// Reads and measures the whole image as a loader would, its signature included.
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    pub(in crate::commands) fn open(path: &Path) -> Result<Self, Failure> {
         let mut image = Image::open(path, &mut Strict).map_err(failure)?;
         if image.header().flags.arch() != Arch::X86_64 {
             return Err(refused(format!("{}: an image for aarch64; only x86-64 runs here", path.display())));
@@ -49,7 +49,7 @@ impl Opened {
     }
 
     /// Copies kernel and ramdisks to where the machine reads them.
-    pub(super) fn into_parts(mut self) -> Result<ImageParts, Failure> {
+    pub(in crate::commands) fn into_parts(mut self) -> Result<ImageParts, Failure> {
         let mut kernel = Spool::new("kernel").map_err(super::failure)?;
         let mut ramdisks = Spool::new("ramdisks").map_err(super::failure)?;
         for section in self.image.sections().to_vec() {

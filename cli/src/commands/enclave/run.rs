@@ -11,8 +11,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use command_line::{Exit, Failure};
 use enclave_vm::{
-    Accelerator, BootImage, Ending, Error, GuestCid, GuestEnd, Home, Launch, Log, MachineConfig, MachineKind, Memory,
-    Name, Phase, Plain, Registers, Search, Sink, Stopper, Vm,
+    Accelerator, BootImage, Ending, Error, GuestCid, GuestEnd, Home, Launch, Log, MachineConfig, MachineKind,
+    Memory, Name, Phase, Plain, Registers, Search, Sink, Stopper, Vm,
 };
 use nsm_emulator::{Config, Emulator, LocalRoot, system_clock};
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,16 @@ pub(crate) struct Run {
     /// Print JSON instead of the console: with --detach what was started, else how it ended.
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    tools: ToolArguments,
+    /// The runner of a detached enclave: print one JSON document when it is ready.
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+/// The programs that boot an enclave, where they are not where programs usually are.
+#[derive(Args, Clone, Debug)]
+pub(in crate::commands) struct ToolArguments {
     /// QEMU to use.
     #[arg(long, value_name = "PROGRAM", env = "KEYFERRY_QEMU")]
     qemu: Option<PathBuf>,
@@ -99,9 +109,19 @@ pub(crate) struct Run {
     /// Directory with QEMU's firmware (qboot.rom).
     #[arg(long, value_name = "DIRECTORY", env = "KEYFERRY_FIRMWARE")]
     firmware: Option<PathBuf>,
-    /// The runner of a detached enclave: print one JSON document when it is ready.
-    #[arg(long, hide = true)]
-    background: bool,
+}
+
+impl ToolArguments {
+    /// Where to look for the programs.
+    pub(in crate::commands) fn search(&self) -> Search {
+        let [cache, home, path] = ["XDG_CACHE_HOME", "HOME", "PATH"].map(std::env::var_os);
+        Search {
+            qemu: self.qemu.clone(),
+            vhost_device_vsock: self.vhost_device_vsock.clone(),
+            firmware: self.firmware.clone(),
+            ..Search::in_environment(cache.as_deref(), home.as_deref(), path.as_deref())
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -149,8 +169,7 @@ pub(super) fn run(arguments: Run, stdout: &mut impl Write, stderr: &mut impl Wri
     if arguments.detach && !arguments.background {
         return background::run(&arguments, stdout, stderr);
     }
-    let search = arguments.search();
-    let tools = search.find(arguments.machine.into()).map_err(super::failure)?;
+    let tools = arguments.tools.search().find(arguments.machine.into()).map_err(super::failure)?;
     let opened = Opened::open(&arguments.image)?;
     let registers = arguments.registers(&opened.registers);
     let config = arguments.config()?;
@@ -248,7 +267,7 @@ fn watch(
 }
 
 /// What an enclave's end means for a script.
-pub(super) fn exit_of(ending: &Ending) -> Exit {
+pub(in crate::commands) fn exit_of(ending: &Ending) -> Exit {
     match ending {
         Ending::Guest(GuestEnd::Restarted | GuestEnd::Halted) | Ending::Stopped => Exit::Done,
         Ending::Guest(GuestEnd::Reported(report)) => Exit::from_code(report.code),
@@ -271,16 +290,6 @@ fn tell(started: &Started, stderr: &mut impl Write) -> io::Result<()> {
 }
 
 impl Run {
-    fn search(&self) -> Search {
-        let [cache, home, path] = ["XDG_CACHE_HOME", "HOME", "PATH"].map(std::env::var_os);
-        Search {
-            qemu: self.qemu.clone(),
-            vhost_device_vsock: self.vhost_device_vsock.clone(),
-            firmware: self.firmware.clone(),
-            ..Search::in_environment(cache.as_deref(), home.as_deref(), path.as_deref())
-        }
-    }
-
     fn registers(&self, image: &Registers) -> Registers {
         let mut registers = image.clone();
         if let Some(role) = &self.parent_role {
@@ -297,7 +306,9 @@ impl Run {
         if matches!(self.machine, Machine::NitroEnclave) && self.debug {
             return usage("--debug: QEMU's nitro-enclave machine knows no debug mode");
         }
-        if matches!(self.machine, Machine::NitroEnclave) && (self.root_out.is_some() || self.root_dir.is_some()) {
+        if matches!(self.machine, Machine::NitroEnclave)
+            && (self.root_out.is_some() || self.root_dir.is_some())
+        {
             return usage("--root-out and --root-dir: QEMU's nitro-enclave machine signs nothing");
         }
         let Some(cid) = GuestCid::new(self.cid) else {
