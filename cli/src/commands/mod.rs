@@ -8,3 +8,4 @@ pub(crate) mod get_keys;
 pub(crate) mod keys;
 pub(crate) mod kms;
 pub(crate) mod kms_image;
+mod local_enclave;
