@@ -99,6 +99,7 @@ async fn the_contract_is_kept() {
     assert_eq!((status, answer), (200, no("the policy has no rules for a KMS")));
 
     let long = allowed.replace("\"tcbStatus\":\"\"", &format!("\"tcbStatus\":\"{}\"", "x".repeat(200)));
+    let huge = "x".repeat(256 << 10);
     for (name, body) in [
         ("nothing", ""),
         ("no JSON", "no"),

@@ -89,7 +89,15 @@ async fn the_chain_of_a_v2_request_verifies() {
         let now = UnixTime::now();
         let algorithms = webpki::ALL_VERIFICATION_ALGS;
         end_entity
-            .verify_for_usage(algorithms, &[anchor.clone()], &[app_ca.clone()], now, usage, None, None)
+            .verify_for_usage(
+                algorithms,
+                std::slice::from_ref(&anchor),
+                std::slice::from_ref(&app_ca),
+                now,
+                usage,
+                None,
+                None,
+            )
             .map(|_| ())
     };
     verify(KeyUsage::server_auth()).unwrap();

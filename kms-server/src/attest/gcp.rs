@@ -159,6 +159,7 @@ mod tests {
             places: vec!["storage.googleapis.com".into(), "pki.goog".into()],
             tls: client::public_tls().unwrap(),
             deadline: Duration::from_secs(1),
+            breaker: Arc::default(),
         };
         for host in ["storage.googleapis.com", "a.b.storage.googleapis.com", "i.pki.goog"] {
             assert!(fetcher.is_allowed(host), "{host}");

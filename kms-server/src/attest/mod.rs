@@ -94,7 +94,7 @@ pub struct ClientEvidence {
 
 /// What the platform signed.
 enum Verified {
-    Nitro(AppraisedDocument),
+    Nitro(Box<AppraisedDocument>),
     Tdx(VerifiedQuote),
     GcpTdx(VerifiedQuote, VerifiedTpmQuote),
 }
@@ -241,7 +241,7 @@ impl Attester {
         match &attestation.platform {
             PlatformEvidence::NitroEnclave { nsm_quote } => {
                 let document = self.nitro(nsm_quote, &attestation.report_data, now)?;
-                Ok(Step::Verified(Box::new(self.verified(Verified::Nitro(document), attestation))))
+                Ok(Step::Verified(Box::new(self.verified(Verified::Nitro(Box::new(document)), attestation))))
             }
             PlatformEvidence::Tdx(_) | PlatformEvidence::GcpTdx(..) => Ok(Step::Fetch(Box::new(attestation))),
             other @ (PlatformEvidence::SevSnp { .. } | PlatformEvidence::AwsNitroTpm { .. }) => {
@@ -278,7 +278,7 @@ impl Attester {
         if *instance_id != InstanceId::NONE {
             attestation.runtime_events.push(RuntimeEvent::new("instance-id", instance_id.as_bytes()));
         }
-        Ok(self.verified(Verified::Nitro(appraised), attestation))
+        Ok(self.verified(Verified::Nitro(Box::new(appraised)), attestation))
     }
 
     fn nitro(

@@ -67,13 +67,19 @@ pub(crate) enum Error {
     #[error("Failed to decode app info: {0}")]
     Claims(attest::Error),
     #[error("Failed to onboard: {0}")]
-    Source(#[from] source::Error),
+    Source(Box<source::Error>),
     #[error("Failed to store keys: {}", chain(.0))]
     Store(store::Error),
     #[error("there are no keys yet: call Bootstrap or Onboard first")]
     Unfinished,
     #[error("a task was lost")]
     Lost,
+}
+
+impl From<source::Error> for Error {
+    fn from(error: source::Error) -> Self {
+        Self::Source(Box::new(error))
+    }
 }
 
 impl Onboarding {
