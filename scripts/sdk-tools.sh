@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 
 python_sdk=dstack-sdk==0.5.4
 node_sdk=@phala/dstack-sdk@0.5.8
+# What that one imports without installing it: an optional peer, by its manifest.
+node_peer=@noble/curves@^1.8.1
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/keyferry/sdk"
 mkdir -p "$cache"
 
@@ -32,7 +34,7 @@ install "python-$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])'
   python3 -m pip install --quiet --disable-pip-version-check "$python_sdk" --target
 
 need npm nodejs npm
-install "node-${node_sdk//\//_}" \
-  npm install --silent --ignore-scripts --no-audit --no-fund "$node_sdk" --prefix
+install "node-${node_sdk##*@}" \
+  npm install --silent --ignore-scripts --no-audit --no-fund "$node_sdk" "$node_peer" --prefix
 
 echo "$cache"
