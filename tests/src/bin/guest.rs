@@ -17,6 +17,7 @@ use rustix::system::{RebootCommand, reboot};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use transport::{ConnectTarget, Endpoint, Prefixed, Stream, connect_through};
 
 /// Longest wait for anything that must happen; an emulated processor is slow.
@@ -67,7 +68,7 @@ async fn proxy() {
     let mut proxy = command.spawn().unwrap();
     let first = BufReader::new(proxy.stdout.take().unwrap()).lines().next_line().await.unwrap();
     println!("guest: proxy {}", first.unwrap());
-    tell_log(&mut proxy);
+    let log = tell_log(&mut proxy);
 
     let target = TcpListener::bind("127.0.0.1:7000").await.unwrap();
     bulk_and_half_close(&target).await;
@@ -75,7 +76,7 @@ async fn proxy() {
     a_flood_to_a_slow_reader(&target).await;
     a_killed_target(&target).await;
     refusals().await;
-    let _kept = limits(&target).await;
+    let kept = limits(&target).await;
 
     // From here on the test's own process is the client, through the machine's vsock device.
     println!("guest: waiting for the host");
@@ -84,22 +85,27 @@ async fn proxy() {
     soon("the host's words", server.read_exact(&mut line)).await.unwrap();
     println!("guest: host-said {}", String::from_utf8_lossy(&line));
     server.write_all(b"and hello from there").await.unwrap();
-    soon("the host's end", server.read_to_end(&mut Vec::new())).await.unwrap();
-    drop(server);
+    // The device has no half-close: its close may be an end or a reset here.
+    let _end_or_reset = soon("the host's end", server.read_to_end(&mut Vec::new())).await;
+    // The proxy's stop waits for connections.
+    drop((server, kept));
 
     let pid = rustix::process::Pid::from_raw(i32::try_from(proxy.id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    println!("guest: stopped {:?}", soon("the proxy's end", proxy.wait()).await.unwrap().code());
+    let status = soon("the proxy's end", proxy.wait()).await.unwrap();
+    // Its last lines may still be in the pipe.
+    soon("the end of its log", log).await.unwrap();
+    println!("guest: stopped {:?}", status.code());
 }
 
 /// Shows the proxy's log on the console as it comes.
-fn tell_log(proxy: &mut Child) {
+fn tell_log(proxy: &mut Child) -> JoinHandle<()> {
     let mut log = BufReader::new(proxy.stderr.take().unwrap()).lines();
     tokio::spawn(async move {
         while let Ok(Some(line)) = log.next_line().await {
             println!("guest: log {line}");
         }
-    });
+    })
 }
 
 async fn bulk_and_half_close(target: &TcpListener) {
