@@ -41,7 +41,7 @@ impl Pki {
         let issuer = Issuer::new(params, key);
         let ak = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        // tcg-kp-AIKCertificate
+        // tcg-kp-EKCertificate
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1])];
         let ak_cert = params.signed_by(&ak, &issuer).unwrap().der().to_vec();
         let ak = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &ak.serialize_der()).unwrap();

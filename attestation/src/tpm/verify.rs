@@ -15,8 +15,9 @@ use crate::UnixMillis;
 /// Google's root for the endorsement and attestation keys of its virtual TPMs: `CN=EK/AK CA Root`, 2022-07-08 to
 /// 2122-07-08.
 static GCP_ROOT: &[u8] = include_bytes!("gcp-ek-ak-root.der");
-/// `tcg-kp-AIKCertificate` (2.23.133.8.3 in TCG's arc is the EK's; this is 2.23.133.8.1), DER body.
-const AIK_CERTIFICATE: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x01];
+/// The extended key usage 2.23.133.8.1 of the TCG (`tcg-kp-EKCertificate`), DER body: what Google's CA puts into these
+/// certificates, if any. One with other usages alone is refused, as upstream has it.
+const EK_CERTIFICATE: &[u8] = &[0x67, 0x81, 0x05, 0x08, 0x01];
 /// Algorithm numbers of `TPMT_SIGNATURE`.
 const RSASSA: u16 = 0x0014;
 const ECDSA: u16 = 0x0018;
@@ -145,7 +146,7 @@ impl Verifier {
                 .build()
         });
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()));
-        let usage = KeyUsage::required_if_present(AIK_CERTIFICATE);
+        let usage = KeyUsage::required_if_present(EK_CERTIFICATE);
         let algorithms = webpki::ALL_VERIFICATION_ALGS;
         ak.verify_for_usage(algorithms, &anchor, &intermediates, now, usage, revocation, None).map(|_| ())
     }
