@@ -180,7 +180,7 @@ pub struct Key {
     #[arg(long, value_name = "NAME", group = "signer")]
     pub gcp_kms: Option<String>,
     /// Sign with this account of a Ledger at this machine; needs a build with the feature `ledger`.
-    #[arg(long, value_name = "ACCOUNT", group = "signer", num_args = 0..=1, default_missing_value = "0")]
+    #[arg(long, value_name = "ACCOUNT", group = "signer", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     pub ledger: Option<usize>,
     /// Environment variable with the signing key in hex, for when it is nowhere else.
     #[arg(long, value_name = "NAME", default_value = "PRIVATE_KEY")]
