@@ -2,7 +2,11 @@
 //! `X-Amz-Target`; Cloud KMS: `cloudkms` v1) and hold the key that owns the local chain's contracts.
 
 #![cfg(all(feature = "aws-kms", feature = "gcp-kms"))]
-#![allow(clippy::unwrap_used, reason = "a test stops where something is wrong, and says what it skips")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test stops where something is wrong, and says what it skips"
+)]
 
 mod support;
 
@@ -31,7 +35,7 @@ fn signature(key: &SigningKey, digest: &[u8]) -> String {
     static MADE: AtomicUsize = AtomicUsize::new(0);
     let low: Signature = key.sign_prehash(digest).unwrap();
     let (r, s) = low.normalize_s().unwrap_or(low).split_scalars();
-    let s = if MADE.fetch_add(1, Ordering::Relaxed) % 2 == 0 { -s } else { s };
+    let s = if MADE.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) { -s } else { s };
     STANDARD.encode(Signature::from_scalars(r, s).unwrap().to_der().as_bytes())
 }
 

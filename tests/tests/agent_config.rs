@@ -1,6 +1,7 @@
 //! What the image's builder writes for the agent is what the agent reads.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
 
 use std::fs;
 use std::path::Path;

@@ -2,7 +2,11 @@
 //!
 //! `scripts/sdk-tools.sh` installs them.
 
-#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a set-up that fails is a failed test, and one that is missing is named"
+)]
 
 use std::env;
 use std::fs;

@@ -1,7 +1,11 @@
 //! Real vsock: the agent reaches the proxy over it, and the proxy listens on it. In a Linux guest, for a test must not
 //! depend on what the kernel of this machine has loaded. Pitfall 22 of the field: vsock itself.
 
-#![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a set-up that fails is a failed test, and one that is missing is named"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -130,7 +130,7 @@ impl FromProject {
             root: NsmRoot::Kept(&root),
             opens: std::iter::once(built.kms).chain(open).collect(),
             export: export.clone(),
-            console: Console::new(|line| tell(line)),
+            console: Console::new(tell),
             memory_mib: Some(built.memory_mib),
             cpus: built.cpus,
             lifetime: ENCLAVE,

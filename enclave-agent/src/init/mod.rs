@@ -28,7 +28,7 @@ mod stages;
 pub use cmdline::Parent;
 pub use console::{EXIT_LINE, report};
 pub use error::InitError;
-pub use process_file::ProcessFile;
+pub use process_file::{ProcessError, ProcessFile};
 pub use stages::{Role, run};
 
 use std::fs::File;

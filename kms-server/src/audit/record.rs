@@ -12,6 +12,10 @@ use crate::authorise::{Grant, Question, Refusal};
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is a decision, and lives only until it is written"
+)]
 pub(crate) enum Event {
     /// The server began to write.
     Start {
