@@ -3,10 +3,12 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::program;
 
@@ -58,6 +60,8 @@ pub fn finish(mut command: Command, deadline: Duration) -> Finished {
 #[derive(Debug)]
 pub struct Daemon {
     process: Running,
+    /// Its further announcements; the channel closes when its standard output does.
+    announced: Receiver<String>,
     endpoint: String,
     log: Arc<Mutex<String>>,
 }
@@ -94,7 +98,7 @@ impl Daemon {
             }
         });
         match announced.recv_timeout(START) {
-            Ok(endpoint) => Self { process, endpoint, log },
+            Ok(endpoint) => Self { process, announced, endpoint, log },
             Err(_) => {
                 panic!("{name} does not listen:\n{}", log.lock().expect("no holder of this lock panics"))
             }
@@ -123,6 +127,21 @@ impl Daemon {
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().expect("no holder of this lock panics").clone()
+    }
+
+    /// Asks it to end and waits until it has, so that it can end what it started itself. Dropping it kills it.
+    ///
+    /// # Panics
+    /// When it is still there after a while.
+    pub fn stop(&self) {
+        let id = i32::try_from(self.process.0.id()).ok().and_then(Pid::from_raw).expect("process ids fit");
+        kill_process(id, Signal::TERM).expect("a child that was not waited for can be sent a signal");
+        let ended = loop {
+            if let Err(reason) = self.announced.recv_timeout(START) {
+                break reason;
+            }
+        };
+        assert_eq!(ended, RecvTimeoutError::Disconnected, "it does not end: {}", self.log());
     }
 
     /// Its process id.

@@ -115,7 +115,7 @@ impl Lab {
 
     /// Runs an image with a parent that has the KMS behind its proxy.
     fn run(&self, name: &str, image: &Path, arguments: &[&str]) -> Finished {
-        let vsock = self.text(name);
+        let vsock = self.text(&format!("{name}.vsock"));
         let listen = format!("unix:{vsock}_3128");
         let heartbeat = format!("unix:{vsock}_9000");
         let rules = [format!("localhost:{}", self.port), format!("127.0.0.1:{}", self.port)];
@@ -127,7 +127,7 @@ impl Lab {
 
     /// Runs an image without a parent.
     fn run_alone(&self, name: &str, image: &Path, arguments: &[&str]) -> Finished {
-        let (vsock, root) = (self.text(name), self.text("nsm"));
+        let (vsock, root) = (self.text(&format!("{name}.vsock")), self.text("nsm"));
         let fixed = ["enclave", "run", image.to_str().unwrap(), "--name", name, "--vsock", &vsock];
         let more = ["--root-dir", &root, "--timeout", "240"];
         self.keyferry(&[&fixed[..], &more, arguments].concat())

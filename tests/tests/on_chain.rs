@@ -22,9 +22,16 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A chain with contracts and an app that may run nothing yet.
 struct Registry {
-    _chain: Daemon,
+    chain: Daemon,
     facts: Value,
     folder: TempDir,
+}
+
+impl Drop for Registry {
+    /// The chain's own process ends anvil.
+    fn drop(&mut self) {
+        self.chain.stop();
+    }
 }
 
 impl Registry {
@@ -35,7 +42,7 @@ impl Registry {
         let arguments = ["chain", "local", "--port", "0", "--anvil", anvil.to_str().unwrap(), "--out"];
         let chain = Daemon::start("keyferry", &[&arguments[..], &[out.to_str().unwrap()]].concat());
         let facts = serde_json::from_slice(&fs::read(out).unwrap()).unwrap();
-        Some(Self { _chain: chain, facts, folder })
+        Some(Self { chain, facts, folder })
     }
 
     fn fact(&self, name: &str) -> &str {

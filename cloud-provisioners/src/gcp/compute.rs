@@ -135,7 +135,6 @@ impl Client {
             url.query_pairs_mut()
                 .append_pair("filter", &format!("labels.{key}={value}"))
                 .append_pair("maxResults", "500")
-                .append_pair("returnPartialSuccess", "true")
                 .extend_pairs(page.iter().map(|token| ("pageToken", token)));
             let answer: AggregatedInstances = self.get(call, url, deadline).await?;
             found.extend(answer.items.into_values().flat_map(|scope| scope.instances));

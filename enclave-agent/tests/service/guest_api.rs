@@ -138,7 +138,8 @@ async fn events_show_in_every_later_document_until_the_registers_are_used_up() {
     }
 }
 
-#[tokio::test]
+// The module is called from here, and served beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_register_that_the_app_locked_itself_is_left_alone() {
     let app = App::start().await;
     app.enclave.nsm.lock_pcr(PcrIndex::new(16).unwrap()).unwrap();
