@@ -56,6 +56,12 @@ if $all; then
   need_anvil
 fi
 
+if $all; then
+  step "browser of the tests of the setup page"
+  need chromium chromium
+  need chromedriver chromium-driver
+fi
+
 step "tests"
 if command -v cargo-nextest >/dev/null; then
   cargo nextest run --workspace --locked

@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq as _;
 use tracing::{info, warn};
 
 use crate::authorise::Pending;
-use crate::http::{Answer, Body, Caller, Failure, Message, Methods, plain};
+use crate::http::{Answer, Body, Caller, Failure, Message, Methods, Peer, plain};
 
 /// The realm that browsers show.
 const REALM: HeaderValue = HeaderValue::from_static("Basic realm=\"dstack-kms admin\"");
@@ -42,7 +42,7 @@ impl TokenHash {
     }
 
     /// In constant time.
-    fn is_of(&self, token: &str) -> bool {
+    pub(crate) fn is_of(&self, token: &str) -> bool {
         Self::of(token).0.ct_eq(&self.0).into()
     }
 }
@@ -67,7 +67,7 @@ impl Methods for Admin {
         Service::Admin
     }
 
-    fn refuse(&self, parts: &Parts) -> Option<Answer> {
+    fn refuse(&self, parts: &Parts, _peer: &Peer) -> Option<Answer> {
         let allowed = match &self.auth {
             AdminAuth::DangerNobodyAsked => true,
             AdminAuth::Token(hash) => tokens(parts).iter().any(|token| hash.is_of(token)),
@@ -222,7 +222,7 @@ mod tests {
             (false, &[("x-admin-token", "")]),
             (false, &[("x-other", "secret")]),
         ] {
-            let refusal = admin().refuse(&parts(headers));
+            let refusal = admin().refuse(&parts(headers), &Peer::test());
             assert_eq!(refusal.is_none(), allowed, "{headers:?}");
             if let Some(refusal) = refusal {
                 assert_eq!(refusal.status(), StatusCode::UNAUTHORIZED);

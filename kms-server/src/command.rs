@@ -13,6 +13,7 @@ use command_line::{Exit, Failure};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::SetupToken;
 use crate::authorise;
 use crate::config::{Config, Loaded};
 use crate::notify::Notify;
@@ -99,6 +100,9 @@ async fn serve(arguments: Serve, shutdown: CancellationToken) -> Result<(), Fail
     let opened = Opened::open(config, Arc::new(crate::server::system_clock)).await.map_err(start_failure)?;
     if opened.needs_onboarding().map_err(start_failure)? {
         let onboarding = opened.onboard().await.map_err(start_failure)?;
+        if let Some(token) = onboarding.token() {
+            show_token(token);
+        }
         command_line::print_line(&format!("listening on tcp:{}", onboarding.address()));
         notify.ready();
         let stopped = tokio::select! {
@@ -130,6 +134,12 @@ async fn serve(arguments: Serve, shutdown: CancellationToken) -> Result<(), Fail
     }
     info!("stopped");
     Ok(())
+}
+
+/// On the console and not in the log: whoever reads the log later need not know it.
+#[expect(clippy::print_stderr, reason = "for the person at the console; standard output is for programs")]
+fn show_token(token: &SetupToken) {
+    eprintln!("setup token: {}", token.reveal());
 }
 
 fn check(arguments: Check) -> Result<(), Failure> {

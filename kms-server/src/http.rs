@@ -1,6 +1,7 @@
 //! HTTP in front of the methods: routes, encodings, bodies and errors as upstream's clients know them (reference §1).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ pub(crate) trait Methods: Send + Sync + 'static {
     }
 
     /// Says no before anything is read.
-    fn refuse(&self, _parts: &Parts) -> Option<Answer> {
+    fn refuse(&self, _parts: &Parts, _peer: &Peer) -> Option<Answer> {
         None
     }
 
@@ -85,7 +86,7 @@ pub(crate) trait Methods: Send + Sync + 'static {
     ) -> Pending<'a, Result<Body, Failure>>;
 
     /// Answers a `GET` or `HEAD` of another path than the methods', `/health` and `/metrics`.
-    fn page<'a>(&'a self, _parts: &'a Parts) -> Option<Pending<'a, Answer>> {
+    fn page<'a>(&'a self, _parts: &'a Parts, _peer: &'a Peer) -> Option<Pending<'a, Answer>> {
         None
     }
 }
@@ -121,9 +122,19 @@ pub(crate) struct Http {
 pub(crate) struct Peer {
     /// Where it is, for logs.
     pub(crate) address: Arc<str>,
+    /// Its IP address, if it has one.
+    pub(crate) ip: Option<IpAddr>,
     /// The certificate it presented (DER), if any.
     pub(crate) certificate: Option<Vec<u8>>,
     pub(crate) session: Session,
+}
+
+#[cfg(test)]
+impl Peer {
+    /// Nobody in particular.
+    pub(crate) fn test() -> Self {
+        Self { address: "nobody".into(), ip: None, certificate: None, session: Session::new(None) }
+    }
 }
 
 /// Who calls a method.
@@ -183,10 +194,10 @@ impl Http {
 
     async fn answer_peer(&self, request: Request<Incoming>, peer: &Peer) -> Answer {
         let (parts, body) = request.into_parts();
-        let mut answer = match self.route(&parts) {
+        let mut answer = match self.route(&parts, peer) {
             Route::Health => plain(StatusCode::OK, TEXT, self.methods.health()),
             Route::Metrics => plain(StatusCode::OK, TEXT, self.methods.metrics()),
-            Route::Rpc(segment) => match self.methods.refuse(&parts) {
+            Route::Rpc(segment) => match self.methods.refuse(&parts, peer) {
                 Some(refusal) => refusal,
                 None => self.rpc(&parts, segment, body, peer).await,
             },
@@ -199,7 +210,7 @@ impl Http {
         answer
     }
 
-    fn route<'p>(&'p self, parts: &'p Parts) -> Route<'p> {
+    fn route<'p>(&'p self, parts: &'p Parts, peer: &'p Peer) -> Route<'p> {
         let reads = matches!(parts.method, Verb::GET | Verb::HEAD);
         match parts.uri.path() {
             "/health" if reads => Route::Health,
@@ -212,7 +223,7 @@ impl Http {
                 {
                     Route::Rpc(segment)
                 }
-                _ => match self.methods.page(parts).filter(|_| reads) {
+                _ => match self.methods.page(parts, peer).filter(|_| reads) {
                     Some(page) => Route::Page(page),
                     None => Route::None,
                 },
@@ -433,6 +444,13 @@ fn refusal(encoding: Encoding, failure: &Failure) -> Answer {
         answer.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
     }
     answer
+}
+
+/// A refusal before the request was read, in the encoding that such errors have.
+pub(crate) fn refuse_early(parts: &Parts, status: StatusCode, text: String) -> Answer {
+    let query = parts.uri.query().unwrap_or_default();
+    let encoding = RequestForm::of_early_error(parts.method != Verb::POST, query);
+    refusal(encoding, &Failure { status, text })
 }
 
 fn not_found(parts: &Parts) -> Answer {

@@ -46,6 +46,7 @@ mod text;
 pub mod verify;
 
 pub use config::Config;
+pub use onboard::gate::SetupToken;
 pub use rpc::Clock;
 pub use sealed::SealedRelease;
 pub use server::{Server, ServerHandle, StartError};

@@ -3,7 +3,7 @@
 //! Every connection holds one of a bounded number of places and has a deadline at each step: the handshake, the head
 //! of a request, its body, its answer, and the time without a request.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -67,6 +67,9 @@ pub enum StartError {
     /// The audit log cannot be written.
     #[error("there is no audit log")]
     Audit(#[from] audit::OpenError),
+    /// There is no randomness.
+    #[error("the system gives no random numbers")]
+    Random,
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[from] ratls::Error),
@@ -261,7 +264,7 @@ impl Listening {
             open.spawn(async move {
                 let _held = (place, seat);
                 let metrics = Arc::clone(connection.http.metrics());
-                if let Err(error) = connection.serve(stream, peer.to_string().into()).await {
+                if let Err(error) = connection.serve(stream, peer.to_string().into(), address).await {
                     debug!(%peer, error, "connection ended");
                 }
                 metrics.connections.fetch_sub(1, Ordering::Relaxed);
@@ -287,9 +290,9 @@ struct Connection {
 
 impl Connection {
     /// From the handshake to the end. The error is for the log.
-    async fn serve(self, stream: Stream, address: Arc<str>) -> Result<(), String> {
+    async fn serve(self, stream: Stream, address: Arc<str>, ip: Option<IpAddr>) -> Result<(), String> {
         let Some(tls) = &self.tls else {
-            let peer = Peer { address, certificate: None, session: Session::new(None) };
+            let peer = Peer { address, ip, certificate: None, session: Session::new(None) };
             return self.serve_http(stream, peer).await;
         };
         let handshake = timeout(self.limits.handshake, tls.accept(stream));
@@ -311,7 +314,7 @@ impl Connection {
             tls.peer_certificates().and_then(<[_]>::first).map(|certificate| certificate.to_vec());
         // Without an exporter (TLS 1.2) everything but sealed release works.
         let session = Session::new(ratls::sealed::exporter(tls).ok());
-        self.serve_http(stream, Peer { address, certificate, session }).await
+        self.serve_http(stream, Peer { address, ip, certificate, session }).await
     }
 
     async fn serve_http<S>(self, stream: S, peer: Peer) -> Result<(), String>

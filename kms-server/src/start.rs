@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +15,11 @@ use crate::attest::Attester;
 use crate::audit::Audit;
 use crate::authorise::decider::Decider;
 use crate::authorise::{self, Authoriser};
-use crate::config::{AuthoriserConfig, Config};
+use crate::config::{AuthoriserConfig, Config, OnboardConfig};
 use crate::http::{Http, Methods};
 use crate::metrics::Metrics;
 use crate::offload::Offload;
+use crate::onboard::gate::{Gate, SetupToken};
 use crate::onboard::{OnboardMethods, Onboarding};
 use crate::own::Own;
 use crate::rpc::{Clock, Kms, Main};
@@ -40,6 +41,7 @@ pub struct Opened {
 /// The Onboard service, running. Dropping the handle stops it without waiting.
 pub struct OnboardHandle {
     address: SocketAddr,
+    token: Option<SetupToken>,
     finished: CancellationToken,
     shutdown: CancellationToken,
     stopped: TaskTracker,
@@ -110,6 +112,9 @@ impl Opened {
     pub async fn onboard(&self) -> Result<OnboardHandle, StartError> {
         let (listener, address) = listen(self.config.onboard.address).await?;
         let finished = CancellationToken::new();
+        let OnboardConfig { allow_from, token, .. } = self.config.onboard.clone();
+        let open = allow_from.is_none() && !token;
+        let (gate, token) = Gate::new(allow_from, token).map_err(|_| StartError::Random)?;
         let service = Arc::new(Onboarding {
             store: Arc::clone(&self.store),
             own: Arc::clone(&self.own),
@@ -117,6 +122,9 @@ impl Opened {
             site_name: self.config.site_name.clone(),
             attest_rpc_cert: self.config.attest_rpc_cert,
             source_timeout: self.config.trust.fetch_timeout,
+            gate,
+            port: self.config.address.1,
+            made: OnceLock::new(),
             busy: Mutex::new(()),
             finished: finished.clone(),
         });
@@ -125,8 +133,11 @@ impl Opened {
         stopped.spawn(Listening::plain(listener, http, &self.config.limits, &shutdown).run());
         self.describe(&stopped, &shutdown);
         stopped.close();
-        warn!(%address, "this KMS has no keys: waiting for Bootstrap or Onboard, from whoever reaches this address");
-        Ok(OnboardHandle { address, finished, shutdown, stopped })
+        if open {
+            warn!(%address, "whoever reaches this address can set up this KMS; core.onboard.token and allow_from limit it");
+        }
+        info!(%address, "this KMS has no keys: waiting for Bootstrap or Onboard");
+        Ok(OnboardHandle { address, token, finished, shutdown, stopped })
     }
 
     /// Listens and serves in the background.
@@ -237,6 +248,12 @@ impl Opened {
 }
 
 impl OnboardHandle {
+    /// The token that it asks for, if the settings say so. For the console and for nothing else.
+    #[must_use]
+    pub fn token(&self) -> Option<&SetupToken> {
+        self.token.as_ref()
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

@@ -4,89 +4,11 @@
 
 mod common;
 
-use std::path::Path;
-use std::sync::Arc;
-
-use attestation::UnixMillis;
-use common::agent::Agent;
-use common::{Told, ask_plain, image, settings_text};
+use common::machine::{Machine, clock, finish, policy, post};
+use common::{Told, ask_plain, get, image};
 use kms_protocol::report_data;
-use kms_server::store::inspect::{State, inspect};
-use kms_server::{Config, OnboardHandle, Opened, ServerHandle};
-use nsm_emulator::{Config as EmulatorConfig, Emulator};
-
-/// A machine with an agent, and a directory for its KMS.
-struct Machine {
-    emulator: Arc<Emulator>,
-    agent: Agent,
-    directory: tempfile::TempDir,
-    settings: String,
-}
-
-fn policy(directory: &Path, kms_image: &str) -> String {
-    let file = directory.join("policy.toml");
-    let (app, image) = (common::APP, hex::encode(image()));
-    let text = format!(
-        "[apps.{app}]\nimages = [\"{image}\"]\n\
-         [kms]\nimages = [\"{kms_image}\"]\nmr_aggregated = [\"{kms_image}\"]\nallow_any_device = true\n"
-    );
-    std::fs::write(&file, text).unwrap();
-    format!("core.auth_api.type = \"policy\"\ncore.auth_api.policy.file = \"{}\"\n", file.display())
-}
-
-impl Machine {
-    /// Under the root of `like`, if given, with a policy that lets this image be a KMS.
-    async fn start(like: Option<&Self>, more: &str) -> Self {
-        Self::with_policy(like, &hex::encode(image()), more).await
-    }
-
-    async fn with_policy(like: Option<&Self>, kms_image: &str, more: &str) -> Self {
-        let emulator = match like {
-            Some(machine) => machine.emulator.another(EmulatorConfig::default()).unwrap(),
-            None => Emulator::new(EmulatorConfig::default()).unwrap(),
-        };
-        let emulator = Arc::new(emulator);
-        let agent = Agent::start(Arc::clone(&emulator)).await;
-        let directory = tempfile::tempdir().unwrap();
-        let more = policy(directory.path(), kms_image) + &agent.settings() + more;
-        let settings = settings_text(directory.path(), &emulator, &more);
-        Self { emulator, agent, directory, settings }
-    }
-
-    async fn open(&self) -> Opened {
-        let config = Config::from_toml(&self.settings).unwrap().0;
-        Opened::open(config, Arc::new(clock)).await.unwrap()
-    }
-
-    /// Bootstraps by RPC and serves.
-    async fn bootstrapped(&self) -> ServerHandle {
-        let opened = self.open().await;
-        let onboarding = opened.onboard().await.unwrap();
-        let told = post(&onboarding, "Bootstrap", r#"{"domain":"localhost"}"#).await;
-        assert_eq!(told.status, 200, "{told:?}");
-        finish(opened, onboarding).await
-    }
-
-    fn state(&self) -> State {
-        inspect(&self.directory.path().join("certs"), clock()).unwrap().state
-    }
-}
-
-fn clock() -> UnixMillis {
-    UnixMillis(nsm_emulator::system_clock(0)())
-}
-
-async fn post(onboarding: &OnboardHandle, method: &str, body: &str) -> Told {
-    ask_plain(onboarding.address(), "POST", &format!("/prpc/{method}?json"), body.as_bytes()).await
-}
-
-async fn finish(opened: Opened, onboarding: OnboardHandle) -> ServerHandle {
-    let told = ask_plain(onboarding.address(), "GET", "/finish", b"").await;
-    assert_eq!((told.status, told.body.as_slice()), (200, b"OK".as_slice()));
-    onboarding.finished().await;
-    onboarding.shutdown().await;
-    opened.serve().await.unwrap()
-}
+use kms_server::store::inspect::State;
+use kms_server::{OnboardHandle, ServerHandle};
 
 fn source_url(source: &ServerHandle) -> String {
     format!("https://localhost:{}", source.address().port())
@@ -145,10 +67,6 @@ async fn bootstrap_makes_keys_that_the_evidence_speaks_of() {
 
 fn unhex(value: &serde_json::Value) -> Vec<u8> {
     hex::decode(value.as_str().unwrap()).unwrap()
-}
-
-fn get(path: &str) -> common::Ask<'_> {
-    common::Ask { verb: "GET", path, headers: &[], body: b"", certificate: None }
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ pub(crate) struct Decider {
     description: RwLock<Option<AuthInfo>>,
     /// Whether the last time it was asked for one it gave it.
     described: AtomicBool,
+    /// Why it did not describe itself when it was asked last.
+    silence: RwLock<Option<String>>,
 }
 
 /// What the authoriser has done.
@@ -73,6 +75,7 @@ impl Decider {
             about_self: Mutex::new(None),
             description: RwLock::new(None),
             described: AtomicBool::new(false),
+            silence: RwLock::new(None),
         }
     }
 
@@ -211,6 +214,21 @@ impl Decider {
         })
     }
 
+    /// Why the authoriser did not describe itself when it was asked last, if it did not.
+    pub(crate) fn silence(&self) -> Option<String> {
+        self.silence.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The authoriser's short name.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.authoriser.kind()
+    }
+
+    /// Whether it asks somebody elsewhere.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.authoriser.is_remote()
+    }
+
     /// Keeps what is known fresh until the future is dropped.
     pub(crate) async fn tend(&self) {
         tokio::join!(self.describe_for_ever(), self.authoriser.tend());
@@ -219,6 +237,7 @@ impl Decider {
     /// A failure leaves the last description in place.
     async fn describe_for_ever(&self) {
         loop {
+            let mut silence = None;
             let pause = match self.authoriser.describe().await {
                 Ok(Some(description)) => {
                     *self.description.write().unwrap_or_else(PoisonError::into_inner) =
@@ -234,10 +253,12 @@ impl Decider {
                 }
                 Err(error) => {
                     self.described.store(false, Ordering::Relaxed);
+                    silence = Some(bounded_reason(&chain(&error)));
                     warn!(error = chain(&error), "the authoriser does not describe itself");
                     DESCRIBE_RETRY
                 }
             };
+            *self.silence.write().unwrap_or_else(PoisonError::into_inner) = silence;
             sleep(pause).await;
         }
     }

@@ -321,11 +321,20 @@ pub(super) struct Onboard {
     pub(super) auto_bootstrap_domain: String,
     pub(super) address: Option<String>,
     pub(super) port: Option<u16>,
+    pub(super) allow_from: Option<Vec<String>>,
+    pub(super) token: bool,
 }
 
 impl Default for Onboard {
     fn default() -> Self {
-        Self { enabled: true, auto_bootstrap_domain: String::new(), address: None, port: None }
+        Self {
+            enabled: true,
+            auto_bootstrap_domain: String::new(),
+            address: None,
+            port: None,
+            allow_from: None,
+            token: false,
+        }
     }
 }
 

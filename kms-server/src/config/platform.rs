@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::{ConfigError, duration, file};
 use crate::admin::{AdminAuth, TokenHash};
 use crate::agent::{AgentAddress, GuestAgent};
@@ -18,6 +20,10 @@ pub struct OnboardConfig {
     pub enabled: bool,
     /// Where to listen meanwhile.
     pub address: (IpAddr, u16),
+    /// The networks that setting up is allowed from; from anywhere without a list.
+    pub allow_from: Option<Vec<IpNet>>,
+    /// Whether it takes the token that is printed on the console.
+    pub token: bool,
 }
 
 /// The administration service.
@@ -126,12 +132,34 @@ pub(super) fn agent(settings: &file::Agent) -> Result<GuestAgent, ConfigError> {
     Ok(GuestAgent::new(address, timeout))
 }
 
+/// An empty list would let nobody in, which is not what anybody writes it for.
+fn networks(list: &[String]) -> Result<Vec<IpNet>, ConfigError> {
+    let refused = |actual: &str| ConfigError::Value {
+        key: "core.onboard.allow_from",
+        actual: actual.to_owned(),
+        expected: "networks such as \"10.0.0.0/8\", or addresses",
+    };
+    if list.is_empty() {
+        return Err(refused("[]"));
+    }
+    let network = |text: &String| {
+        let address = text.parse::<IpAddr>().map(IpNet::from);
+        text.parse().or(address).map_err(|_| refused(text))
+    };
+    list.iter().map(network).collect()
+}
+
 pub(super) fn onboard(settings: &file::Onboard, main: (IpAddr, u16)) -> Result<OnboardConfig, ConfigError> {
     let ip = match &settings.address {
         None => main.0,
         Some(text) => address("core.onboard.address", text)?,
     };
-    Ok(OnboardConfig { enabled: settings.enabled, address: (ip, settings.port.unwrap_or(main.1)) })
+    Ok(OnboardConfig {
+        enabled: settings.enabled,
+        address: (ip, settings.port.unwrap_or(main.1)),
+        allow_from: settings.allow_from.as_deref().map(networks).transpose()?,
+        token: settings.token,
+    })
 }
 
 pub(super) fn admin(

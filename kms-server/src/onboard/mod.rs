@@ -10,10 +10,14 @@
 //! comes second is refused; nothing is overwritten. `Finish` without keys is refused too: it would end the service
 //! and leave a KMS that cannot serve.
 
+pub(crate) mod gate;
+mod page;
 mod source;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use hyper::StatusCode;
+use hyper::http::request::Parts;
 use kms_protocol::report_data;
 use kms_protocol::runtime_events::Moment;
 use kms_protocol::wire::{
@@ -25,14 +29,18 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::gate::{Gate, Refused};
+use self::page::{AuthoriserStatus, Made, Status};
 use crate::agent::AgentError;
 use crate::attest;
 use crate::authorise::Pending;
 use crate::authorise::decider::Decider;
-use crate::http::{Answer, Body, Caller, Failure, Message, Methods, plain};
+use crate::http::{Answer, Body, Caller, Failure, Message, Methods, Peer, plain, refuse_early};
 use crate::own::{self, Own};
 use crate::store::{self, Domain, DomainError, Evidence, NewKeys, Store};
 use crate::text::chain;
+
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The Onboard service.
 pub(crate) struct Onboarding {
@@ -43,6 +51,12 @@ pub(crate) struct Onboarding {
     /// Whether the RPC certificate shows evidence of this machine.
     pub(crate) attest_rpc_cert: bool,
     pub(crate) source_timeout: std::time::Duration,
+    /// Who may.
+    pub(crate) gate: Gate,
+    /// Where the key service will listen.
+    pub(crate) port: u16,
+    /// The keys that were made or taken over.
+    pub(crate) made: OnceLock<Made>,
     /// One at a time.
     pub(crate) busy: Mutex<()>,
     /// Cancelled when the operator is done.
@@ -95,7 +109,14 @@ impl Onboarding {
         let binding = report_data::bootstrap(&ca_pubkey, &k256_pubkey);
         let (attestation, _) = self.own.evidence(binding).await.map_err(Error::Own)?;
         let response = BootstrapResponse { ca_pubkey, k256_pubkey: k256_pubkey.to_vec(), attestation };
+        let made = Made {
+            domain: domain.to_string(),
+            k256_pubkey: hex::encode(k256_pubkey),
+            ca_pubkey: hex::encode(&response.ca_pubkey),
+            attestation: hex::encode(&response.attestation),
+        };
         self.commit(keys, domain, Some(response.clone())).await?;
+        self.made.get_or_init(|| made);
         info!(k256_pubkey = hex::encode(k256_pubkey), "made new root keys");
         Ok(response)
     }
@@ -109,7 +130,14 @@ impl Onboarding {
         let source = source::Source::new(&request.source_url, self.source_timeout)?;
         let keys = source.keys(&self.own, &self.decider).await?;
         let k256_pubkey = keys.k256_public_key();
+        let made = Made {
+            domain: domain.to_string(),
+            k256_pubkey: hex::encode(k256_pubkey),
+            ca_pubkey: hex::encode(keys.ca_spki().map_err(Error::Store)?),
+            attestation: String::new(),
+        };
         self.commit(keys, domain, None).await?;
+        self.made.get_or_init(|| made);
         info!(source = %source, k256_pubkey = hex::encode(k256_pubkey), "took over the root keys of another KMS");
         Ok(OnboardResponse { k256_pubkey: k256_pubkey.to_vec() })
     }
@@ -154,6 +182,25 @@ impl Onboarding {
         })
     }
 
+    /// How things are, for the page.
+    fn status(&self, parts: &Parts, peer: &Peer) -> Answer {
+        let status = match self.gate.authorise(parts, peer.ip) {
+            Ok(()) => Status {
+                locked: false,
+                site_name: &self.site_name,
+                port: self.port,
+                authoriser: Some(AuthoriserStatus::of(&self.decider)),
+                keys: self.made.get(),
+            },
+            // The page shows that by itself, and asks again with a token.
+            Err(Refused::Token) => {
+                Status { locked: true, site_name: "", port: self.port, authoriser: None, keys: None }
+            }
+            Err(refused) => return refused_early(parts, peer, refused),
+        };
+        status.answer()
+    }
+
     fn has_keys(&self) -> Result<bool, Error> {
         self.store.has_keys().map_err(Error::Store)
     }
@@ -167,6 +214,11 @@ impl Onboarding {
         self.finished.cancel();
         Ok(())
     }
+}
+
+fn refused_early(parts: &Parts, peer: &Peer, refused: Refused) -> Answer {
+    warn!(peer = %peer.address, %refused, "onboarding refused");
+    page::guarded(refuse_early(parts, refused.status(), refused.to_string()))
 }
 
 /// The service on its listener.
@@ -202,18 +254,28 @@ impl Methods for OnboardMethods {
         })
     }
 
-    fn page<'a>(&'a self, parts: &'a hyper::http::request::Parts) -> Option<Pending<'a, Answer>> {
-        if parts.uri.path() != "/finish" {
-            return None;
-        }
-        Some(Box::pin(async move {
-            match self.0.finish() {
-                Ok(()) => plain(hyper::StatusCode::OK, "text/plain; charset=utf-8", "OK"),
-                Err(error) => {
-                    plain(hyper::StatusCode::BAD_REQUEST, "text/plain; charset=utf-8", error.to_string())
-                }
-            }
-        }))
+    fn refuse(&self, parts: &Parts, peer: &Peer) -> Option<Answer> {
+        self.0.gate.authorise(parts, peer.ip).err().map(|refused| refused_early(parts, peer, refused))
+    }
+
+    fn page<'a>(&'a self, parts: &'a Parts, peer: &'a Peer) -> Option<Pending<'a, Answer>> {
+        let service = &self.0;
+        let path = parts.uri.path();
+        let allowed = match path {
+            "/" | "/onboard.css" | "/onboard.js" | "/status" => service.gate.admit(parts, peer.ip),
+            "/finish" => service.gate.authorise(parts, peer.ip),
+            _ => return None,
+        };
+        let answer = match (allowed, path) {
+            (Err(refused), _) => refused_early(parts, peer, refused),
+            (Ok(()), "/status") => service.status(parts, peer),
+            (Ok(()), "/finish") => match service.finish() {
+                Ok(()) => plain(StatusCode::OK, TEXT, "OK"),
+                Err(error) => plain(StatusCode::BAD_REQUEST, TEXT, error.to_string()),
+            },
+            (Ok(()), path) => page::file(path)?,
+        };
+        Some(Box::pin(std::future::ready(answer)))
     }
 }
 

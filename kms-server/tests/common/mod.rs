@@ -7,6 +7,8 @@
 )]
 
 pub(crate) mod agent;
+pub(crate) mod browser;
+pub(crate) mod machine;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -290,4 +292,9 @@ pub(crate) async fn ask_plain_with(
     let stream = endpoint.connect(DEADLINE).await.unwrap();
     let ask = Ask { verb, path, headers, body, certificate: None };
     tokio::time::timeout(DEADLINE, converse(stream, "localhost", ask)).await.unwrap().unwrap()
+}
+
+/// `GET` without a certificate.
+pub(crate) fn get(path: &str) -> Ask<'_> {
+    Ask { verb: "GET", path, headers: &[], body: b"", certificate: None }
 }
