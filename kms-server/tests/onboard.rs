@@ -8,7 +8,7 @@ use common::machine::{Machine, clock, finish, policy, post};
 use common::{Told, ask_plain, get, image};
 use kms_protocol::report_data;
 use kms_server::store::inspect::State;
-use kms_server::{OnboardHandle, ServerHandle};
+use kms_server::{Config, OnboardHandle, ServerHandle};
 
 fn source_url(source: &ServerHandle) -> String {
     format!("https://localhost:{}", source.address().port())

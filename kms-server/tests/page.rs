@@ -1,6 +1,6 @@
 //! The page that a KMS is set up with: in a real browser from the first look to finished keys, and without one.
 
-#![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
+#![allow(clippy::unwrap_used, reason = "a test stops where something is wrong")]
 
 mod common;
 

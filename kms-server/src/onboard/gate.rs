@@ -219,7 +219,8 @@ mod tests {
         let (gate, _) = gate(&[], false);
         let browser = ("user-agent", "Mozilla/5.0 (X11; Linux x86_64)");
         let own = ("origin", "http://kms.internal:8000");
-        let cases: [(&str, &str, &[(&str, &str)], bool); 11] = [
+        type Headers<'a> = &'a [(&'a str, &'a str)];
+        let cases: [(&str, &str, Headers<'_>, bool); 11] = [
             ("POST", "/prpc/Bootstrap?json", &[], true),
             ("POST", "/prpc/Bootstrap?json", &[browser, own], true),
             ("POST", "/prpc/Bootstrap?json", &[browser, ("origin", "http://evil.example")], false),

@@ -40,6 +40,7 @@ impl Drop for Group {
 
 impl Browser {
     /// Starts one; `None`, saying why, on a machine that has none.
+    #[expect(clippy::print_stdout, reason = "a test says that it is skipped")]
     pub(crate) async fn start() -> Option<Self> {
         let (Some(chromium), Some(driver)) = (find("chromium"), find("chromedriver")) else {
             println!(

@@ -34,6 +34,8 @@ fn check_common(certificate: &X509Certificate<'_>) {
     assert_eq!(certificate.validity().not_after.timestamp(), i64::try_from(NOW).unwrap() + 3650 * 86_400);
     let mut serial = Sha256::digest(&certificate.public_key().subject_public_key.data)[..20].to_vec();
     serial[0] &= 0x7F;
+    // A number has no zeros in front, a hash may.
+    let serial: Vec<u8> = serial.into_iter().skip_while(|byte| *byte == 0).collect();
     assert_eq!(certificate.tbs_certificate.serial.to_bytes_be(), serial);
     assert_eq!(certificate.public_key().raw.len(), 91);
 }
