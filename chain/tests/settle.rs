@@ -82,9 +82,11 @@ fn a_transaction_that_lost_its_nonce_is_given_up() {
     let Some((chain, lost)) = stuck() else { return };
     let before = chain.nonce();
     chain.ask("anvil_dropTransaction", json!([lost["hash"]]));
-    chain.ask("evm_setAutomine", json!([true]));
     let other = json!({ "from": chain.seeded.owner, "to": chain.seeded.owner, "value": "0x0" });
     chain.ask("eth_sendTransaction", json!([other]));
+    // Mined by a call that ends when the block is there; by itself anvil mines after it has answered.
+    chain.ask("evm_mine", json!([]));
+    chain.ask("evm_setAutomine", json!([true]));
     assert_eq!(chain.nonce(), before + 1);
     chain.run(&["settle"]).expect(0).says(lost["hash"].as_str().unwrap());
     assert!(chain.ask("eth_getTransactionReceipt", json!([lost["hash"]])).is_null());
