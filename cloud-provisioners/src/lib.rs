@@ -7,6 +7,7 @@
 //! | [`disk`] | the two small disks a Confidential VM starts with, made in process |
 //! | [`gcp`] | a small typed client for Compute Engine and Cloud Storage |
 //! | [`gcp_tdx`] | a dstack guest on a GCP TDX Confidential VM: plan and apply |
+//! | [`nitro_host`] | the parent instance of a Nitro Enclave, over SSH |
 //! | [`ledger`] | what was made in a cloud, on disk before and after each call |
 
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ pub mod disk;
 pub mod gcp;
 pub mod gcp_tdx;
 pub mod ledger;
+pub mod nitro_host;
 pub mod project;
 
 pub use error::Error;
