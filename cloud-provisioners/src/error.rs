@@ -106,6 +106,12 @@ pub enum Error {
         /// The other deployment's id.
         deployment: String,
     },
+    /// There is no EC2 host in this directory, or its making has not ended.
+    #[error("{}: no host here", directory.display())]
+    NoHost {
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
     /// Google refused, or did not answer.
     #[error(transparent)]
     Google(#[from] crate::gcp::Error),
@@ -127,6 +133,9 @@ impl Error {
             }
             Self::OsImage { image, .. } => Some(format!("fetch it with `keyferry kms pull {image}`")),
             Self::Google(error) => error.hint(),
+            Self::NoHost { .. } => {
+                Some("make one with `keyferry host up`, or name its directory with -C".into())
+            }
             Self::Refused(refusal) => Some(refusal.hint()),
             Self::NoInstance { .. } => Some("make it with `keyferry kms deploy`".into()),
             Self::NotOurs { .. } => {

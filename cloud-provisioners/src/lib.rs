@@ -1,10 +1,11 @@
-//! Stands up what the trip runs on: a dstack KMS on a GCP TDX Confidential VM.
+//! Stands up what the trip runs on: a dstack KMS on a GCP TDX Confidential VM, and the EC2 host of a Nitro Enclave.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | [`project`] | the project folder of dstack-cloud: `app.json`, the measured `app-compose.json`, the configuration volume |
 //! | [`command`] | the command line |
 //! | [`disk`] | the two small disks a Confidential VM starts with, made in process |
+//! | [`ec2_nitro`] | the EC2 host of a Nitro Enclave: plan and apply |
 //! | [`gcp`] | a small typed client for Compute Engine and Cloud Storage |
 //! | [`gcp_tdx`] | a dstack guest on a GCP TDX Confidential VM: plan and apply |
 //! | [`nitro_host`] | the parent instance of a Nitro Enclave, over SSH |
@@ -18,6 +19,7 @@ mod patience;
 
 pub mod command;
 pub mod disk;
+pub mod ec2_nitro;
 pub mod gcp;
 pub mod gcp_tdx;
 pub mod ledger;
