@@ -69,10 +69,12 @@ pub enum HttpError {
         reason: String,
     },
     /// 503: try again later.
-    #[error("{method}: the KMS is busy (503)")]
+    #[error("{method}: the KMS cannot answer now: {reason}")]
     Busy {
         /// The method called.
         method: &'static str,
+        /// The KMS's words, or those of a proxy before it, printable characters only, shortened.
+        reason: String,
         /// Its `Retry-After`, in seconds from now.
         retry_after: Option<Duration>,
     },
@@ -153,14 +155,18 @@ impl KmsConnection {
         match response.status() {
             StatusCode::OK => read_body(method, response.into_body(), MAX_BODY).await,
             StatusCode::SERVICE_UNAVAILABLE => {
-                Err(HttpError::Busy { method, retry_after: retry_after(&response) })
+                let retry_after = retry_after(&response);
+                Err(HttpError::Busy { method, reason: reason(method, response).await, retry_after })
             }
             StatusCode::BAD_REQUEST
             | StatusCode::UNAUTHORIZED
             | StatusCode::FORBIDDEN
             | StatusCode::UNPROCESSABLE_ENTITY
             | StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::INTERNAL_SERVER_ERROR => Err(refusal(method, response).await),
+            | StatusCode::INTERNAL_SERVER_ERROR => {
+                let status = response.status().as_u16();
+                Err(HttpError::Refused { method, status, reason: reason(method, response).await })
+            }
             status => Err(HttpError::Status { method, status: status.as_u16() }),
         }
     }
@@ -172,14 +178,14 @@ impl Drop for KmsConnection {
     }
 }
 
-async fn refusal(method: &'static str, response: Response<Incoming>) -> HttpError {
+/// Why the KMS did not answer the question.
+async fn reason(method: &'static str, response: Response<Incoming>) -> String {
     let status = response.status().as_u16();
     let reason = match read_body(method, response.into_body(), MAX_ERROR_BODY).await {
         Ok(body) => ErrorBody::sniff(&body).map(|text| printable(&text)),
         Err(_unreadable) => None,
     };
-    let reason = reason.unwrap_or_else(|| format!("status {status}, without a reason"));
-    HttpError::Refused { method, status, reason }
+    reason.unwrap_or_else(|| format!("status {status}, without a reason"))
 }
 
 /// Reads a body of at most `max` bytes into memory that is wiped, together with hyper's own pieces of it where this is
@@ -319,6 +325,17 @@ mod tests {
             let error = call(&answer("503 Service Unavailable", header, "")).await.unwrap_err();
             let HttpError::Busy { retry_after, .. } = error else { panic!("{error}") };
             assert_eq!(retry_after.map(|it| it.as_secs()), expected, "{header}");
+        }
+    }
+
+    #[tokio::test]
+    async fn busy_says_why_in_the_words_of_the_kms() {
+        for (body, expected) in [
+            (r#"{"error":"the authorisation API did not answer"}"#, "the authorisation API did not answer"),
+            ("<html>", "status 503, without a reason"),
+        ] {
+            let error = call(&answer("503 Service Unavailable", "", body)).await.unwrap_err();
+            assert_eq!(error.to_string(), format!("GetMeta: the KMS cannot answer now: {expected}"));
         }
     }
 
