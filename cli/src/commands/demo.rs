@@ -23,6 +23,10 @@ const WHOLE_DEMO: Duration = Duration::from_secs(120);
 
 /// Arguments of `keyferry demo`.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  keyferry demo
+  keyferry demo --chain
+  keyferry demo --vm --kernel bzImage --agent \"$(scripts/static-agent.sh)\"")]
 pub(crate) struct Arguments {
     /// Let contracts on a local chain decide: an image is registered, gets keys, is taken back, and gets none
     #[arg(long)]

@@ -21,6 +21,10 @@ pub(crate) enum Command {
     /// --vsock path followed by _P, where host-proxy can listen. Ends with the guest: as its init says on the console
     /// (keyferry: exit N: reason), else 0 when it restarted or halted, 1 when its kernel panicked or the machine broke,
     /// 4 when it did not come up or was not done in time.
+    #[command(after_help = "Examples:
+  keyferry enclave run app.eif --root-dir nsm
+  keyferry enclave run app.eif --root-dir nsm --vsock \"$PWD/v\" --timeout 300
+  keyferry enclave run app.eif --machine nitro-enclave")]
     Run(Box<run::Run>),
     /// Make the root that local security modules sign under, and print the path of its certificate.
     ///

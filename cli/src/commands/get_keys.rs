@@ -33,6 +33,13 @@ pub(crate) enum Arguments {
 
 /// Arguments of the second form, beside those of the first that say where the keys go.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  In an enclave, through the parent's proxy:
+    keyferry get-keys --kms-url https://kms.example.com:12001 --app-id 1111111111111111111111111111111111111111 \\
+        --root-ca /etc/keyferry/kms-ca.pem --proxy vsock:3:3128 --output /run/app_keys.json
+  From a project, in a virtual machine on this machine:
+    keyferry get-keys --project . --nsm-root nsm --identity operator.txt --open 127.0.0.1:12001 \\
+        --output app_keys.json")]
 pub(crate) struct ProjectArguments {
     /// Folder with keyferry.toml, or that file: builds its image, boots it in a virtual machine on this machine, and
     /// opens the keys that it exports

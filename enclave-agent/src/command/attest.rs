@@ -24,6 +24,9 @@ const MAX_PUBLIC_KEY: usize = 1024;
 
 /// Arguments of `attest`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  enclave-agent attest --report-data 00112233
+  enclave-agent attest --report-data-file challenge.bin --nonce a1b2c3d4")]
 pub struct Arguments {
     /// Data to bind, as hex: up to 64 bytes (filled up with zeros) for a versioned attestation, up to 512 for a document
     #[arg(long, value_name = "HEX", required_unless_present = "report_data_file")]

@@ -32,6 +32,10 @@ const MAX_ATTEMPTS: i64 = 100;
 
 /// Arguments of `get-keys`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  In an enclave, through the parent's proxy:
+    enclave-agent get-keys --kms-url https://kms.example.com:12001 --app-id 1111111111111111111111111111111111111111 \\
+        --root-ca /etc/keyferry/kms-ca.pem --proxy vsock:3:3128 --output /run/app_keys.json")]
 pub struct Arguments {
     /// From where keys are fetched
     #[command(flatten)]

@@ -12,6 +12,12 @@ use crate::nsm::NsmSource;
 
 /// Arguments of `init`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  Under another init, with the image's own configuration:
+    enclave-agent init
+  A configuration tried outside an enclave, with stand-ins for the module and for the parent's ports:
+    enclave-agent init --config agent.toml --process process.json --nsm unix:/tmp/nsm.sock --parent unix:/tmp/v \\
+        --run-dir /tmp/run")]
 pub struct Arguments {
     /// The agent's measured configuration
     #[arg(long, value_name = "FILE", default_value = crate::config::PATH)]

@@ -16,6 +16,10 @@ use crate::service::{Service, Settings, StartError};
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  The dstack guest API for an app, beside an init of the image's own:
+    enclave-agent serve --kms-url https://kms.example.com:12001 --app-id 1111111111111111111111111111111111111111 \\
+        --root-ca /etc/keyferry/kms-ca.pem --proxy vsock:3:3128 --socket /var/run/dstack.sock")]
 #[command(group(ArgGroup::new("ways").args(["sockets", "keys_file", "export"]).multiple(true).required(true)))]
 pub struct Arguments {
     /// From where keys are fetched
