@@ -6,7 +6,9 @@ use attestation::UnixMillis;
 use attestation::tpm::{Chain, Error, Event, TpmQuote, Verifier};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use aws_lc_rs::encoding::AsDer;
+use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA256};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -18,7 +20,12 @@ struct Pki {
     root: Vec<u8>,
     intermediate: Vec<u8>,
     ak_cert: Vec<u8>,
-    ak: EcdsaKeyPair,
+    ak: AttestationKey,
+}
+
+enum AttestationKey {
+    Ecdsa(EcdsaKeyPair),
+    Rsa(RsaKeyPair),
 }
 
 fn ca(name: &str) -> CertificateParams {
@@ -31,6 +38,21 @@ fn ca(name: &str) -> CertificateParams {
 
 impl Pki {
     fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let ak = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &key.serialize_der()).unwrap();
+        Self::certify(&key, AttestationKey::Ecdsa(ak))
+    }
+
+    /// With the kind of attestation key that Google's virtual TPMs have by default.
+    fn rsa() -> Self {
+        let ak = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        let key = ak.as_der().unwrap();
+        let key = key.as_ref().into();
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_RSA_SHA256).unwrap();
+        Self::certify(&key, AttestationKey::Rsa(ak))
+    }
+
+    fn certify(certified: &KeyPair, ak: AttestationKey) -> Self {
         let root_key = KeyPair::generate().unwrap();
         let root_params = ca("root");
         let root = root_params.self_signed(&root_key).unwrap().der().to_vec();
@@ -39,12 +61,10 @@ impl Pki {
         let params = ca("intermediate");
         let intermediate = params.signed_by(&key, &root.1).unwrap().der().to_vec();
         let issuer = Issuer::new(params, key);
-        let ak = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         // tcg-kp-EKCertificate
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![2, 23, 133, 8, 1])];
-        let ak_cert = params.signed_by(&ak, &issuer).unwrap().der().to_vec();
-        let ak = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &ak.serialize_der()).unwrap();
+        let ak_cert = params.signed_by(certified, &issuer).unwrap().der().to_vec();
         Self { root: root.0, intermediate, ak_cert, ak }
     }
 
@@ -58,9 +78,19 @@ impl Pki {
 
     /// A `TPMT_SIGNATURE` over the message.
     fn sign(&self, message: &[u8]) -> Vec<u8> {
-        let signature = self.ak.sign(&SystemRandom::new(), message).unwrap();
-        let (r, s) = signature.as_ref().split_at(32);
-        [&[0x00, 0x18, 0x00, 0x0B, 0x00, 0x20], r, &[0x00, 0x20], s].concat()
+        let random = SystemRandom::new();
+        match &self.ak {
+            AttestationKey::Ecdsa(key) => {
+                let signature = key.sign(&random, message).unwrap();
+                let (r, s) = signature.as_ref().split_at(32);
+                [&[0x00, 0x18, 0x00, 0x0B, 0x00, 0x20], r, &[0x00, 0x20], s].concat()
+            }
+            AttestationKey::Rsa(key) => {
+                let mut signature = vec![0; key.public_modulus_len()];
+                key.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).unwrap();
+                [&[0x00, 0x14, 0x00, 0x0B, 0x01, 0x00], signature.as_slice()].concat()
+            }
+        }
     }
 }
 
@@ -109,12 +139,23 @@ impl Owned {
 
 #[test]
 fn a_quote_under_the_root_verifies() {
-    let pki = Pki::new();
-    let quote = Owned::new(&pki);
-    let verified = pki.verifier().verify(&quote.parts(&pki), &pki.chain(), NOW).unwrap();
-    assert_eq!(verified.qualifying_data(), b"data");
-    assert_eq!((verified.pcr(0), verified.pcr(14)), (Some(&quote.pcrs[0]), Some(&quote.pcrs[1])));
-    assert_eq!(verified.pcr(1), None);
+    for pki in [Pki::new(), Pki::rsa()] {
+        let quote = Owned::new(&pki);
+        let verified = pki.verifier().verify(&quote.parts(&pki), &pki.chain(), NOW).unwrap();
+        assert_eq!(verified.qualifying_data(), b"data");
+        assert_eq!((verified.pcr(0), verified.pcr(14)), (Some(&quote.pcrs[0]), Some(&quote.pcrs[1])));
+        assert_eq!(verified.pcr(1), None);
+    }
+}
+
+#[test]
+fn a_signature_of_another_key_kind_is_refused() {
+    let (ecdsa, rsa) = (Pki::new(), Pki::rsa());
+    let quotes = [Owned::new(&ecdsa), Owned::new(&rsa)];
+    for (pki, other) in [(&ecdsa, &quotes[1]), (&rsa, &quotes[0])] {
+        let error = pki.verifier().verify(&other.parts(pki), &pki.chain(), NOW).unwrap_err();
+        assert_eq!(error.name(), "tpm-signature", "{error}");
+    }
 }
 
 #[test]
@@ -146,9 +187,14 @@ fn each_wrong_part_is_named() {
 
 #[test]
 fn every_truncation_and_every_flipped_bit_of_message_and_signature_is_rejected() {
-    let pki = Pki::new();
-    let quote = Owned::new(&pki);
-    let good = quote.parts(&pki);
+    for pki in [Pki::new(), Pki::rsa()] {
+        reject_changes(&pki);
+    }
+}
+
+fn reject_changes(pki: &Pki) {
+    let quote = Owned::new(pki);
+    let good = quote.parts(pki);
     let (verifier, chain) = (pki.verifier(), pki.chain());
     for len in 0..quote.message.len() {
         let cut = TpmQuote { message: &quote.message[..len], ..good.clone() };
