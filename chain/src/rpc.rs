@@ -6,6 +6,7 @@ mod endpoints;
 mod types;
 
 pub use endpoint::{Endpoint, Limits};
+#[cfg(feature = "write")]
 pub(crate) use endpoints::patiently;
 pub use endpoints::{Clock, Endpoints, View};
 pub use types::{Head, Log, Receipt};
