@@ -40,7 +40,7 @@ use transport::Endpoint;
 
 const APP: AppId = AppId::new([0x11; 20]);
 /// Instances with evidence; a run that asks for more starts over with ones that are known by then, and says so.
-const INSTANCES: usize = 6000;
+const INSTANCES: usize = 20_000;
 /// Enclaves of the runs with known instances.
 const KNOWN: usize = 16;
 /// Clients at the same time.
