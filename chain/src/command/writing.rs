@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::io::{IsTerminal, Read, Write, stdin};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -219,8 +219,9 @@ async fn run_asked(sender: &mut Sender, operation: &Operation, yes: bool) -> Res
     let plan = sender.plan(operation).await?;
     if let Plan::Send { .. } = &plan {
         let text = describe(&plan);
-        let agreed = tokio::task::spawn_blocking(move || ask(&text, yes)).await;
-        agreed.map_err(|error| Error::Usage(error.to_string()))??;
+        let asked = tokio::task::spawn_blocking(move || command_line::confirm(&text, "send it?", yes)).await;
+        let agreed = asked.map_err(|error| Error::Usage(error.to_string()))?;
+        agreed.map_err(|refused| Error::Usage(refused.message()))?;
     }
     sender.execute(operation, plan).await
 }
@@ -236,25 +237,6 @@ fn describe(plan: &Plan) -> String {
          gas {gas_limit}, at most {max_fee} wei each ({tip} of it tip): at most {cost} ether\n",
         data.len()
     )
-}
-
-fn ask(plan: &str, yes: bool) -> Result<()> {
-    let mut tty = std::io::stderr().lock();
-    // Whether the plan can be shown decides nothing: --yes was given, or the question below fails too.
-    let _ = tty.write_all(plan.as_bytes());
-    if yes {
-        return Ok(());
-    }
-    if !stdin().is_terminal() {
-        return Err(Error::Usage("no terminal to ask on; give --yes".to_owned()));
-    }
-    let _ = tty.write_all(b"send it? [y/N] ");
-    let mut answer = String::new();
-    let read = stdin().read_line(&mut answer).is_ok();
-    match read && matches!(answer.trim(), "y" | "Y" | "yes") {
-        true => Ok(()),
-        false => Err(Error::Usage("not sent".to_owned())),
-    }
 }
 
 fn print_outcome(
