@@ -11,7 +11,7 @@ use common::{APP, DEADLINE, World};
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use transport::Endpoint;
@@ -128,6 +128,42 @@ async fn our_kms_asks_it() {
             .await;
     let certificate = world.certificate().await;
     assert_eq!(world.app_key(&certificate).await.status, 200);
+}
+
+/// An authoriser that knows a gateway, and says no.
+async fn stern_backend() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = vec![0; 4096];
+            let length = stream.read(&mut head).await.unwrap();
+            let body = match head[..length].starts_with(b"GET ") {
+                true => {
+                    r#"{"status":"ok","kmsContractAddr":"0x2","gatewayAppId":"gw","chainId":7,"appImplementation":"0x3"}"#
+                }
+                false => r#"{"isAllowed":false,"gatewayAppId":"gw","reason":"not today"}"#,
+            };
+            let head =
+                format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_no_names_the_gateway_as_upstreams_service_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("auth.toml");
+    let text = format!("[core.auth_api.webhook]\nurl = \"http://{}\"\n", stern_backend().await);
+    std::fs::write(&config, text).unwrap();
+    let service = Service::start(&["--config", config.to_str().unwrap()]).await;
+    let described = async { while service.ask("GET", "/", "").await.0 != 200 {} };
+    timeout(DEADLINE, described).await.unwrap();
+    let (status, answer) = service.ask("POST", "/bootAuth/app", &question(&"00".repeat(32))).await;
+    let no = serde_json::json!({ "isAllowed": false, "gatewayAppId": "gw", "reason": "not today" });
+    assert_eq!((status, answer), (200, no));
 }
 
 #[tokio::test]

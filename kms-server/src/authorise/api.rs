@@ -91,7 +91,12 @@ impl AuthApi {
                 let (is_allowed, gateway_app_id) = (true, grant.gateway_app_id);
                 decision(StatusCode::OK, BootResponse { is_allowed, gateway_app_id, reason: String::new() })
             }
-            Err(Refusal::Denied { reason }) => decision(StatusCode::OK, refused(reason)),
+            Err(Refusal::Denied { reason }) => {
+                // Upstream's service names the gateway in a no, too.
+                let gateway_app_id =
+                    self.decider.description().map(|info| info.gateway_app_id).unwrap_or_default();
+                decision(StatusCode::OK, BootResponse { gateway_app_id, ..refused(reason) })
+            }
             // Upstream's service says 200 here; to its KMS both are a no, to ours this one is a "later".
             Err(Refusal::Unavailable(reason)) => {
                 let reason = format!("authorization backend unavailable: {reason}");
