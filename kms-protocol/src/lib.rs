@@ -12,6 +12,7 @@ pub mod cert;
 pub mod csr;
 pub mod derive;
 pub mod ids;
+pub mod kms_file;
 pub mod nitro;
 pub mod report_data;
 pub mod runtime_events;

@@ -8,6 +8,20 @@ pub(crate) const ROOT_SPKI: &str = "3059301306072a8648ce3d020106082a8648ce3d0301
 pub(crate) const K256_ROOT_PUBLIC: &str =
     "0324653eac434488002cc06bbfb7f10fe18991e35f9fe4302dbea6d2353dc0ab1c";
 
+/// A root CA's certificate, of a key nobody has.
+pub(crate) const ROOT_CERT_PEM: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBqDCCAU+gAwIBAgIUJu6pq65I9H0LqtIU1vMY1EAJ6AQwCgYIKoZIzj0EAwIw\n\
+KTEPMA0GA1UECgwGRHN0YWNrMRYwFAYDVQQDDA1Ec3RhY2sgS01TIENBMCAXDTI2\n\
+MTEyMTEwMjYzMVoYDzIxMjYxMDI4MTAyNjMxWjApMQ8wDQYDVQQKDAZEc3RhY2sx\n\
+FjAUBgNVBAMMDURzdGFjayBLTVMgQ0EwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC\n\
+AATzSKeplz+iTdvXYs4jgMdH28cpO5n1o2igX0c2oDdgJ8Znp7ZVS9Z6v3X61Nk5\n\
+S6J2PrjBVvN2DPAPvT3rfCrUo1MwUTAdBgNVHQ4EFgQUAhzdGJ0NO772ONKHzqrO\n\
+8VLFBEQwHwYDVR0jBBgwFoAUAhzdGJ0NO772ONKHzqrO8VLFBEQwDwYDVR0TAQH/\n\
+BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiB2P+qfvPo+w7xS9Jdc2qY/ngFaOE6z\n\
+H5URPfLATCL+BAIgX69HFifVWNTnCk8PhhL5Lij9p4SwPMTiMjODHEbnpWQ=\n\
+-----END CERTIFICATE-----\n";
+
 /// Bytes from hex, white space ignored.
 pub(crate) fn bytes(text: &str) -> Vec<u8> {
     let digits: String = text.split_whitespace().collect();
