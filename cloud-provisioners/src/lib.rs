@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`project`] | the project folder of dstack-cloud: `app.json`, the measured `app-compose.json`, the configuration volume |
+//! | [`bring_up`] | a KMS from nothing to serving, on whatever machine |
 //! | [`command`] | the command line |
 //! | [`disk`] | the two small disks a Confidential VM starts with, made in process |
 //! | [`ec2_nitro`] | the EC2 host of a Nitro Enclave: plan and apply |
@@ -17,6 +18,7 @@ mod durable;
 mod error;
 mod patience;
 
+pub mod bring_up;
 pub mod command;
 pub mod disk;
 pub mod ec2_nitro;

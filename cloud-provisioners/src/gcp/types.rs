@@ -65,6 +65,9 @@ pub struct GuestOsFeature {
 pub struct Instance {
     /// Name.
     pub name: String,
+    /// The number Google gave it: another machine of the same name has another one.
+    #[serde(default)]
+    pub id: String,
     /// `PROVISIONING`, `STAGING`, `RUNNING`, `STOPPING`, `TERMINATED`, ..
     #[serde(default)]
     pub status: String,

@@ -38,6 +38,8 @@ pub struct Prepared {
     pub wanted: Wanted,
     /// The files of the configuration volume.
     pub files: SharedFiles,
+    /// Hash of the OS image by its own files, hex.
+    pub os_image_hash: String,
     volume: Zeroizing<Vec<u8>>,
 }
 
@@ -117,7 +119,13 @@ impl Deployment {
         let configuration = Sha256::digest(&*volume).into();
         let id = self.ledger.deployment_id();
         let wanted = Wanted::new(&self.app, self.config.clone(), id, boot_disk, configuration)?;
-        Ok(Prepared { wanted, files, volume })
+        Ok(Prepared { wanted, files, os_image_hash: image.hash().to_string(), volume })
+    }
+
+    /// Where the record of a bring-up of this machine is.
+    #[must_use]
+    pub fn bring_up_record(&self) -> PathBuf {
+        self.own_directory.join("bring-up.json")
     }
 
     /// Asks Google what is there and decides the steps.

@@ -23,6 +23,41 @@ pub struct Port {
     protocol: &'static str,
 }
 
+impl Port {
+    /// A TCP port.
+    #[must_use]
+    pub fn tcp(number: u16) -> Self {
+        Self { number, protocol: "tcp" }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u16 {
+        self.number
+    }
+
+    /// Whether a rule's list of protocols and ports covers it. Source: `allowed[]` of compute v1's Firewall.
+    fn is_in(self, permissions: &[Permission]) -> bool {
+        let number = |text: &str| text.parse::<u16>().ok();
+        permissions.iter().any(|permission| {
+            // A protocol may be given by its IANA number.
+            let protocol = match permission.protocol.as_str() {
+                "all" => self.protocol,
+                "6" => "tcp",
+                "17" => "udp",
+                name => name,
+            };
+            let covers = |range: &String| match range.split_once('-') {
+                Some((first, last)) => number(first)
+                    .zip(number(last))
+                    .is_some_and(|(first, last)| (first..=last).contains(&self.number)),
+                None => number(range) == Some(self.number),
+            };
+            protocol == self.protocol && (permission.ports.is_empty() || permission.ports.iter().any(covers))
+        })
+    }
+}
+
 /// Why a text names no port.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} names no port: expected NUMBER, NUMBER/tcp or NUMBER/udp")]
@@ -177,6 +212,39 @@ fn same(found: &Firewall, wanted: &Firewall) -> bool {
         && found.network.ends_with(&wanted.network)
 }
 
+/// Deletes our rule that lets traffic to a port in, if it is there.
+///
+/// # Errors
+///
+/// When Google refuses or does not answer.
+pub async fn close(client: &Client, config: &GcpConfig, port: Port) -> Result<(), gcp::Error> {
+    let (name, deadline) = (name(&config.instance_name, Action::Allow, port), Deadline::within(CALL));
+    match client.firewall(&name, deadline).await? {
+        Some(_) => client.delete_firewall(&name, deadline).await,
+        None => Ok(()),
+    }
+}
+
+/// Refuses to go on while another rule for this machine lets traffic to the port in.
+///
+/// # Errors
+///
+/// [`Error::Setting`] names the rule; when Google refuses or does not answer.
+pub async fn refuse_other_ways_in(client: &Client, config: &GcpConfig, port: Port) -> Result<(), Error> {
+    let own = name(&config.instance_name, Action::Allow, port);
+    for rule in list(client, config).await? {
+        if rule.name != own && port.is_in(&rule.allowed) {
+            let problem = format!(
+                "rule {} lets {} in too, before the KMS has keys; remove it and open the port afterwards",
+                rule.name,
+                rule.source_ranges.join(", ")
+            );
+            return Err(Error::Setting { setting: "firewall", problem });
+        }
+    }
+    Ok(())
+}
+
 /// Deletes the rules for a port, whichever way they act. Says which there were.
 ///
 /// # Errors
@@ -215,6 +283,33 @@ mod tests {
         assert_eq!(read("53/udp").unwrap(), "53/udp");
         for text in ["", "0", "65536", "-1", "+80", "80/sctp", "80/", "/tcp", "80/TCP", " 80"] {
             assert!(read(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_found_in_the_ways_rules_name_ports() {
+        let permission = |protocol: &str, ports: &[&str]| Permission {
+            protocol: protocol.to_owned(),
+            ports: ports.iter().map(|it| (*it).to_owned()).collect(),
+        };
+        let port = Port::tcp(12001);
+        for (protocol, ports) in [
+            ("tcp", &["12001"][..]),
+            ("tcp", &["80", "12000-12010"]),
+            ("tcp", &[]),
+            ("6", &["12001-12001"]),
+            ("all", &[]),
+        ] {
+            assert!(port.is_in(&[permission(protocol, ports)]), "{protocol} {ports:?}");
+        }
+        for (protocol, ports) in [
+            ("udp", &["12001"][..]),
+            ("tcp", &["1200", "12002-13000"]),
+            ("17", &[]),
+            ("icmp", &[]),
+            ("tcp", &["x-y"]),
+        ] {
+            assert!(!port.is_in(&[permission(protocol, ports)]), "{protocol} {ports:?}");
         }
     }
 

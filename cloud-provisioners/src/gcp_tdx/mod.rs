@@ -12,11 +12,13 @@
 mod apply;
 mod deployment;
 pub mod firewall;
+mod machine;
 mod plan;
 mod wanted;
 
 pub use apply::Observer;
 pub use deployment::{Deployment, Prepared};
+pub use machine::GcpMachine;
 pub use plan::{Plan, Refusal, Replace, Step};
 pub use wanted::{BootDisk, Wanted};
 

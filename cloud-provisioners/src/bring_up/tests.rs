@@ -1,0 +1,741 @@
+//! Bring-ups on a machine and a KMS that are scripted: cut at every call, lied to at every answer, late at every gate.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use kms_protocol::kms_file::KmsFile;
+use kms_protocol::report_data;
+use kms_protocol::wire::webhook::BootInfo;
+use kms_protocol::wire::{AttestationInfoResponse, BootstrapResponse, GetMetaResponse, OnboardResponse};
+use ratls::client::PinnedRoot;
+use ratls::issue::{self, KeyPair};
+use tokio::sync::Notify;
+
+use super::*;
+
+const K256: &str = "0324653eac434488002cc06bbfb7f10fe18991e35f9fe4302dbea6d2353dc0ab1c";
+const DOMAIN: &str = "kms.example.com";
+const ADDRESS: &str = "203.0.113.10:12001";
+
+fn hash(byte: u8) -> Vec<u8> {
+    vec![byte; 32]
+}
+
+/// What a call meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// The program is killed before the call arrives.
+    Before,
+    /// The call takes effect, and the program is killed before it hears of it.
+    After,
+    /// The call does not arrive, and says so.
+    Lost,
+    /// The call takes effect, and its answer is lost.
+    AnswerLost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keys {
+    None,
+    Own,
+    Source,
+}
+
+/// The outside: a cloud and a KMS.
+struct World {
+    calls: Vec<&'static str>,
+    cut: Option<(usize, Cut)>,
+    machines: u32,
+    visitors: Visitors,
+    /// Looks until the KMS answers.
+    boot: u32,
+    keys: Keys,
+    bootstraps: u32,
+    serving: bool,
+    registered: bool,
+    registrar: bool,
+    console: String,
+    /// What evidence says.
+    info: BootInfo,
+    /// What the KMS claims over HTTP.
+    claim: Option<fn(&mut AttestationInfoResponse)>,
+    meta: Option<fn(&mut GetMetaResponse)>,
+    refusal: Option<&'static str>,
+    authoriser: Option<&'static str>,
+    name: &'static str,
+    certificate_evidence: bool,
+    identity: Option<&'static str>,
+    evidence_is_good: bool,
+}
+
+#[derive(Clone)]
+struct Outside {
+    world: Arc<Mutex<World>>,
+    stalled: Arc<Notify>,
+    root: Arc<(Vec<u8>, String)>,
+}
+
+impl Outside {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let now = ratls::UnixTime::since_unix_epoch(Duration::from_secs(1_700_000_000));
+        let root = issue::root_ca(&key, now).unwrap();
+        let info = BootInfo {
+            tee_variant: "dstack-gcp-tdx".into(),
+            mr_aggregated: hash(2),
+            os_image_hash: hash(1),
+            mr_system: hash(9),
+            app_id: vec![5; 20],
+            compose_hash: hash(4),
+            instance_id: vec![6; 20],
+            device_id: hash(3),
+            key_provider_info: Vec::new(),
+            tcb_status: "UpToDate".into(),
+            advisory_ids: Vec::new(),
+        };
+        let world = World {
+            calls: Vec::new(),
+            cut: None,
+            machines: 0,
+            visitors: Visitors::Clients(Vec::new()),
+            boot: 2,
+            keys: Keys::None,
+            bootstraps: 0,
+            serving: false,
+            registered: false,
+            registrar: true,
+            console: "Linux version 6.9\nStarting containers\n".into(),
+            info,
+            claim: None,
+            meta: None,
+            refusal: None,
+            authoriser: None,
+            name: "203.0.113.10",
+            certificate_evidence: true,
+            identity: None,
+            evidence_is_good: true,
+        };
+        Self {
+            world: Arc::new(Mutex::new(world)),
+            stalled: Arc::default(),
+            root: Arc::new((key.spki_der(), root.pem())),
+        }
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    /// Counts a call; says whether it arrives and whether its answer does.
+    async fn call<T>(&self, name: &'static str, effect: impl FnOnce(&mut World) -> T) -> Option<T> {
+        let (outcome, stall) = {
+            let mut world = self.world();
+            let number = world.calls.len();
+            world.calls.push(name);
+            match world.cut.filter(|(at, _)| *at == number).map(|(_, cut)| cut) {
+                None => (Some(effect(&mut world)), false),
+                Some(Cut::Before) => (None, true),
+                Some(Cut::After) => {
+                    effect(&mut world);
+                    (None, true)
+                }
+                Some(Cut::Lost) => (None, false),
+                Some(Cut::AnswerLost) => {
+                    effect(&mut world);
+                    (None, false)
+                }
+            }
+        };
+        if stall {
+            self.stalled.notify_one();
+            std::future::pending::<()>().await;
+        }
+        outcome
+    }
+
+    fn made(&self) -> BootstrapResponse {
+        let k256 = hex::decode(K256).unwrap();
+        let binding = report_data::bootstrap(&self.root.0, &k256.clone().try_into().unwrap());
+        BootstrapResponse { ca_pubkey: self.root.0.clone(), k256_pubkey: k256, attestation: binding.to_vec() }
+    }
+
+    fn source(&self) -> KmsFile {
+        let text = |byte| hex::encode(hash(byte));
+        KmsFile {
+            version: 1,
+            url: "https://first.example.com:12001".into(),
+            replicas: Vec::new(),
+            ca_pubkey: hex::encode(&self.root.0),
+            ca_cert: self.root.1.clone(),
+            k256_pubkey: K256.into(),
+            node: kms_protocol::kms_file::Node {
+                tee_variant: "dstack-gcp-tdx".into(),
+                os_image_hash: text(1),
+                mr_aggregated: text(2),
+                device_id: text(8),
+                compose_hash: text(4),
+            },
+        }
+    }
+}
+
+fn gone(what: &'static str) -> crate::Error {
+    crate::Error::Setting { setting: what, problem: "did not arrive".into() }
+}
+
+struct Computer(Outside);
+
+impl Machine for Computer {
+    async fn deploy(&mut self) -> Result<String, crate::Error> {
+        let made = self.0.call("deploy", |world| world.machines = world.machines.max(1)).await;
+        made.map(|()| format!("machine-{}", self.0.world().machines)).ok_or_else(|| gone("deploy"))
+    }
+
+    async fn address(&mut self) -> Result<Option<SocketAddr>, crate::Error> {
+        let told = self.0.call("address", |_| ()).await;
+        told.map(|()| Some(ADDRESS.parse().unwrap())).ok_or_else(|| gone("address"))
+    }
+
+    async fn console(&mut self, from: u64) -> Result<ConsoleText, crate::Error> {
+        let told = self.0.call("console", |world| world.console.clone()).await;
+        let text = told.ok_or_else(|| gone("console"))?;
+        let next = text.len() as u64;
+        Ok(ConsoleText { text: text[usize::try_from(from).unwrap()..].to_owned(), next, lost: 0 })
+    }
+
+    async fn admit(&mut self, visitors: &Visitors) -> Result<(), crate::Error> {
+        let wanted = visitors.clone();
+        let set = |world: &mut World| {
+            let clients = matches!(&wanted, Visitors::Clients(networks) if !networks.is_empty());
+            assert!(!clients || world.serving, "clients reach a KMS that is being set up");
+            world.visitors = wanted;
+        };
+        self.0.call("admit", set).await.ok_or_else(|| gone("admit"))
+    }
+
+    fn console_command(&self) -> String {
+        "keyferry kms logs".into()
+    }
+}
+
+fn lost<T>(answer: Option<T>) -> Result<T, NodeError> {
+    answer.ok_or_else(|| NodeError::Unreachable("connection reset".into()))
+}
+
+fn refuse(text: &str) -> NodeError {
+    NodeError::Refused { status: 400, text: text.to_owned() }
+}
+
+impl World {
+    fn reachable(&self) -> Result<(), NodeError> {
+        match &self.visitors {
+            Visitors::Clients(networks) if networks.is_empty() => {
+                Err(NodeError::Unreachable("the port is closed".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn onboarding(&self) -> Result<(), NodeError> {
+        self.reachable()?;
+        if self.serving { Err(NodeError::Unreachable("TLS".into())) } else { Ok(()) }
+    }
+
+    fn may_have_keys(&self) -> Result<(), NodeError> {
+        self.onboarding()?;
+        if let Some(text) = self.refusal {
+            return Err(refuse(text));
+        }
+        if self.keys != Keys::None {
+            return Err(refuse("KMS has already been bootstrapped"));
+        }
+        if !self.registered {
+            return Err(refuse("boot denied: Aggregated MR not allowed"));
+        }
+        Ok(())
+    }
+}
+
+impl Node for Outside {
+    async fn resolve(&self, _domain: &str) -> Result<Vec<IpAddr>, String> {
+        let name = self.call("resolve", |world| world.name).await.ok_or("no answer")?;
+        Ok(vec![name.parse().unwrap()])
+    }
+
+    async fn front(&self, _place: &Place) -> Front {
+        let look = |world: &mut World| {
+            if world.boot > 0 {
+                world.boot -= 1;
+                return Front::Nothing("connection refused".into());
+            }
+            match world.reachable() {
+                Err(error) => Front::Nothing(error.to_string()),
+                Ok(()) if world.serving => Front::Serving,
+                Ok(()) => Front::Onboarding,
+            }
+        };
+        self.call("front", look).await.unwrap_or_else(|| Front::Nothing("connection reset".into()))
+    }
+
+    async fn authoriser(&self, _place: &Place) -> Authoriser {
+        match self.call("authoriser", |world| world.authoriser).await {
+            None => Authoriser::NotYet("connection reset".into()),
+            Some(Some(why)) => Authoriser::NotYet(why.into()),
+            Some(None) => Authoriser::Ready,
+        }
+    }
+
+    async fn attestation_info(&self, _place: &Place) -> Result<AttestationInfoResponse, NodeError> {
+        let tell = |world: &mut World| {
+            let mut info = AttestationInfoResponse {
+                device_id: world.info.device_id.clone(),
+                mr_aggregated: world.info.mr_aggregated.clone(),
+                os_image_hash: world.info.os_image_hash.clone(),
+                tee_variant: world.info.tee_variant.clone(),
+                kms_contract_address: "0xAB".into(),
+                ..AttestationInfoResponse::default()
+            };
+            if let Some(change) = world.claim {
+                change(&mut info);
+            }
+            world.onboarding().map(|()| info)
+        };
+        lost(self.call("attestation_info", tell).await)?
+    }
+
+    async fn bootstrap(&self, _place: &Place) -> Result<BootstrapResponse, NodeError> {
+        let make = |world: &mut World| {
+            world.may_have_keys()?;
+            world.keys = Keys::Own;
+            world.bootstraps += 1;
+            Ok(())
+        };
+        lost(self.call("bootstrap", make).await)?.map(|()| self.made())
+    }
+
+    async fn onboard(&self, _place: &Place, source: &str) -> Result<OnboardResponse, NodeError> {
+        assert_eq!(source, "https://first.example.com:12001");
+        let take = |world: &mut World| {
+            world.may_have_keys()?;
+            world.keys = Keys::Source;
+            Ok(OnboardResponse::default())
+        };
+        lost(self.call("onboard", take).await)?
+    }
+
+    async fn finish(&self, _place: &Place) -> Result<(), NodeError> {
+        let end = |world: &mut World| {
+            world.onboarding()?;
+            if world.keys == Keys::None {
+                return Err(refuse("there are no keys yet"));
+            }
+            world.serving = true;
+            Ok(())
+        };
+        lost(self.call("finish", end).await)?
+    }
+
+    async fn meta(&self, _place: &Place, root: Option<&PinnedRoot>) -> Result<Served, NodeError> {
+        if let Some(root) = root {
+            assert_eq!(root.spki_der(), self.root.0);
+        }
+        let tell = |world: &mut World| {
+            world.reachable()?;
+            if let Some(text) = world.identity {
+                return Err(NodeError::Identity(text.into()));
+            }
+            if !world.serving {
+                return Err(NodeError::Unreachable("no TLS".into()));
+            }
+            let mut meta = GetMetaResponse {
+                ca_cert: self.root.1.clone(),
+                k256_pubkey: hex::decode(K256).unwrap(),
+                bootstrap_info: (world.keys == Keys::Own).then(|| self.made()),
+                ..GetMetaResponse::default()
+            };
+            if let Some(change) = world.meta {
+                change(&mut meta);
+            }
+            Ok(Served { meta, certificate: vec![1] })
+        };
+        lost(self.call("meta", tell).await)?
+    }
+}
+
+impl Verifier for Outside {
+    fn evidence<'a>(&'a self, encoded: &'a [u8], binding: [u8; 64]) -> Pending<'a, Result<BootInfo, Cause>> {
+        let world = self.world();
+        let good = encoded == binding && world.evidence_is_good;
+        let info = world.info.clone();
+        Box::pin(async move { if good { Ok(info) } else { Err("report data mismatch".into()) } })
+    }
+
+    fn certificate<'a>(&'a self, _der: &'a [u8]) -> Pending<'a, Result<Option<BootInfo>, Cause>> {
+        let world = self.world();
+        let info = world.certificate_evidence.then(|| world.info.clone());
+        Box::pin(async move { Ok(info) })
+    }
+}
+
+impl Registrar for Outside {
+    fn register<'a>(&'a self, measured: &'a Measured) -> Pending<'a, Result<bool, Cause>> {
+        Box::pin(async move {
+            assert_eq!(measured.mr_aggregated, hex::encode(hash(2)));
+            let register = |world: &mut World| {
+                world.registered |= world.registrar;
+                world.registrar
+            };
+            self.call("register", register).await.ok_or_else(|| "nonce too low".into())
+        })
+    }
+}
+
+#[derive(Default)]
+struct Diary {
+    reached: Vec<String>,
+    milestones: Vec<Milestone>,
+    to_register: Vec<Measured>,
+}
+
+impl Observer for Diary {
+    fn reached(&mut self, what: &str) {
+        self.reached.push(what.to_owned());
+    }
+    fn waiting(&mut self, _gate: Gate, _last: &str) {}
+    fn milestone(&mut self, milestone: Milestone) {
+        self.milestones.push(milestone);
+    }
+    fn to_register(&mut self, measured: &Measured) {
+        self.to_register.push(measured.clone());
+    }
+}
+
+/// An operator's directory.
+struct Operator {
+    directory: tempfile::TempDir,
+    outside: Outside,
+    replica: bool,
+}
+
+impl Operator {
+    fn new(replica: bool) -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), outside: Outside::new(), replica }
+    }
+
+    fn expected() -> Expected {
+        let text = |byte| hex::encode(hash(byte));
+        Expected {
+            tee_variant: "dstack-gcp-tdx".into(),
+            os_image_hash: text(1),
+            compose_hash: text(4),
+            app_id: hex::encode([5; 20]),
+            mr_aggregated: None,
+            device_id: None,
+            kms_contract: Some("0xab".into()),
+        }
+    }
+
+    /// One run; `None` when it was killed.
+    async fn run_with(
+        &self,
+        change: impl FnOnce(&mut Wanted<'_>),
+    ) -> (Option<Result<Outcome, Error>>, Diary) {
+        let kms_file = self.directory.path().join("kms.json");
+        let mut wanted = Wanted {
+            domain: DOMAIN.into(),
+            source: self.replica.then(|| self.outside.source()),
+            operators: vec!["198.51.100.7/32".parse().unwrap()],
+            clients: vec!["0.0.0.0/0".parse().unwrap()],
+            check_name: true,
+            expected: Self::expected(),
+            patience: Patience::default(),
+            kms_file: &kms_file,
+        };
+        change(&mut wanted);
+        let path = self.directory.path().join("bring-up.json");
+        let mut record = Record::open(&path, wanted.role(), &wanted.domain).unwrap();
+        let (mut machine, mut diary) = (Computer(self.outside.clone()), Diary::default());
+        let (node, judges) =
+            (&self.outside, (&self.outside as &dyn Verifier, &self.outside as &dyn Registrar));
+        let work = bring_up(&mut machine, node, judges, &wanted, &mut record, &mut diary);
+        let done = tokio::select! {
+            done = work => Some(done),
+            () = self.outside.stalled.notified() => None,
+        };
+        (done, diary)
+    }
+
+    async fn run(&self) -> Result<Outcome, Error> {
+        self.run_with(|_| {}).await.0.expect("nobody kills this run")
+    }
+
+    fn check_served(&self) {
+        let world = self.outside.world();
+        assert!(world.serving && world.machines == 1);
+        assert_eq!(world.visitors, Visitors::Clients(vec!["0.0.0.0/0".parse().unwrap()]));
+        assert_eq!(world.keys, if self.replica { Keys::Source } else { Keys::Own });
+        assert_eq!(world.bootstraps, u32::from(!self.replica), "keys were made once");
+        let file = KmsFile::decode(&std::fs::read(self.directory.path().join("kms.json")).unwrap()).unwrap();
+        assert_eq!(file.url, "https://kms.example.com:12001");
+        assert_eq!((file.ca_pubkey, file.k256_pubkey), (hex::encode(&self.outside.root.0), K256.to_owned()));
+        assert_eq!(file.replicas.len(), usize::from(self.replica));
+        assert_eq!(file.node.mr_aggregated, hex::encode(hash(2)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kms_is_brought_up_once() {
+    for replica in [false, true] {
+        let operator = Operator::new(replica);
+        let (done, diary) = operator.run_with(|_| {}).await;
+        assert!(!done.unwrap().unwrap().as_before);
+        operator.check_served();
+        assert_eq!(diary.milestones, [Milestone::Kernel, Milestone::Containers]);
+        assert_eq!(diary.to_register, []);
+        operator.outside.world().calls.clear();
+        assert!(operator.run().await.unwrap().as_before);
+        assert_eq!(operator.outside.world().calls, ["deploy", "admit"], "nothing is set up twice");
+        operator.check_served();
+    }
+}
+
+/// Whatever happens at whatever call, the next run ends in the same place.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_cut_at_any_call_is_gone_on_with() {
+    for replica in [false, true] {
+        let calls = {
+            let operator = Operator::new(replica);
+            operator.run().await.unwrap();
+            operator.outside.world().calls.len()
+        };
+        assert!(calls >= 14, "{calls}");
+        for cut in [Cut::Before, Cut::After, Cut::Lost, Cut::AnswerLost] {
+            for at in 0..calls {
+                let operator = Operator::new(replica);
+                operator.outside.world().cut = Some((at, cut));
+                let (first, _) = operator.run_with(|_| {}).await;
+                let killed = matches!(cut, Cut::Before | Cut::After);
+                assert_eq!(first.is_none(), killed, "{cut:?} at call {at}: {first:?}");
+                if !matches!(first, Some(Ok(_))) {
+                    let call = operator.outside.world().calls[at];
+                    let second = operator.run().await;
+                    assert!(
+                        second.is_ok(),
+                        "{cut:?} at call {at} ({call}): first {first:?}, then {second:?}"
+                    );
+                }
+                operator.check_served();
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_wait_ends_and_says_where_to_look() {
+    type Trouble = fn(&mut World);
+    let cases: [(Gate, Trouble, &str, &str); 6] = [
+        (Gate::Boot, |world| world.boot = u32::MAX, "containers are starting", "keyferry kms logs"),
+        (
+            Gate::Boot,
+            |world| {
+                world.boot = u32::MAX;
+                world.console.push_str("dial tcp: i/o timeout\n");
+            },
+            "i/o timeout",
+            "registry",
+        ),
+        (
+            Gate::Authoriser,
+            |world| world.authoriser = Some("chain: 500 missing revert data"),
+            "missing revert data",
+            "keyferry chain doctor",
+        ),
+        (
+            Gate::Name,
+            |world| world.name = "192.0.2.1",
+            "kms.example.com leads to 192.0.2.1, expected 203.0.113.10",
+            "A record",
+        ),
+        (
+            Gate::Registration,
+            |world| world.registrar = false,
+            "Bootstrap: the KMS answered 400: boot denied: Aggregated MR not allowed",
+            "run the same command again",
+        ),
+        (
+            Gate::Registration,
+            |world| {
+                world.refusal = Some("http://auth-api:8000/bootAuth/kms: Connection refused (os error 111)")
+            },
+            "Connection refused",
+            "run the same command again",
+        ),
+    ];
+    for (gate, trouble, last, look) in cases {
+        let operator = Operator::new(false);
+        trouble(&mut operator.outside.world());
+        let error = operator.run().await.unwrap_err();
+        let Error::Late { gate: found, last: seen, .. } = &error else { panic!("{gate}: {error}") };
+        assert_eq!(*found, gate);
+        assert!(seen.contains(last), "{gate}: {seen}");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains(look), "{gate}: {hint}");
+        assert!(error.is_late());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_restarts_for_ever_is_not_waited_for() {
+    let operator = Operator::new(false);
+    {
+        let mut world = operator.outside.world();
+        world.boot = u32::MAX;
+        world.console = "Linux version 6.9\napp-compose.json is too large, max size 262144\n".into();
+    }
+    let error = operator.run().await.unwrap_err();
+    assert_eq!(error.to_string(), "the guest does not start: app-compose.json is too large, max size 262144");
+    assert!(error.hint().unwrap().contains("make the file smaller"));
+}
+
+/// Nothing is believed that is not as expected, before keys exist and after.
+#[tokio::test(start_paused = true)]
+async fn lies_are_refused() {
+    type Lie = fn(&mut World);
+    let cases: [(&str, Lie, &str); 13] = [
+        ("platform", |world| world.info.tee_variant = "dstack-tdx".into(), "tee_variant is dstack-tdx"),
+        ("image", |world| world.info.os_image_hash = hash(7), "os_image_hash is 0707"),
+        (
+            "image not told",
+            |world| world.claim = Some(|info| info.os_image_hash.clear()),
+            "os_image_hash is empty",
+        ),
+        (
+            "contract",
+            |world| world.claim = Some(|info| info.kms_contract_address = "0xcd".into()),
+            "the KMS's contract is 0xcd, expected 0xab",
+        ),
+        (
+            "another measurement over HTTP than in the evidence",
+            |world| {
+                world.claim = Some(|info| info.device_id = hash(7));
+            },
+            "device_id is 0303",
+        ),
+        ("compose", |world| world.info.compose_hash = hash(7), "compose_hash is 0707"),
+        ("app", |world| world.info.app_id = vec![7; 20], "app_id is 0707"),
+        ("evidence", |world| world.evidence_is_good = false, "evidence of the bootstrap does not verify"),
+        ("k256", |world| world.meta = Some(|meta| meta.k256_pubkey[5] ^= 1), "k256_pubkey is "),
+        ("development", |world| world.meta = Some(|meta| meta.is_dev = true), "the KMS has no authoriser"),
+        (
+            "another CA",
+            |world| world.meta = Some(|meta| meta.ca_cert = "none".into()),
+            "ca_cert is for another key",
+        ),
+        (
+            "somebody else's record",
+            |world| {
+                world.meta = Some(|meta| {
+                    if let Some(made) = &mut meta.bootstrap_info {
+                        made.ca_pubkey = vec![0];
+                    }
+                });
+            },
+            "the bootstrap record's ca_pubkey is 00",
+        ),
+        (
+            "another certificate",
+            |world| world.identity = Some("invalid peer certificate: UnknownIssuer"),
+            "the certificate is invalid peer certificate",
+        ),
+    ];
+    for (name, lie, expected) in cases {
+        let operator = Operator::new(false);
+        lie(&mut operator.outside.world());
+        let error = operator.run().await.expect_err(name);
+        assert!(error.to_string().starts_with(expected), "{name}: {error}");
+        assert!(error.hint().is_some(), "{name}");
+        assert!(!operator.directory.path().join("kms.json").exists(), "{name}");
+        let operators = Visitors::Operators(vec!["198.51.100.7/32".parse().unwrap()]);
+        assert_eq!(operator.outside.world().visitors, operators, "{name}: clients stay out");
+    }
+}
+
+/// Whoever reaches the port first may have set the KMS up with keys of their own.
+#[tokio::test(start_paused = true)]
+async fn keys_that_were_not_made_here_are_refused() {
+    let operator = Operator::new(false);
+    {
+        let mut world = operator.outside.world();
+        (world.keys, world.registered) = (Keys::Source, true);
+    }
+    let error = operator.run().await.unwrap_err();
+    assert!(matches!(error, Error::NotMadeHere), "{error}");
+    assert!(error.hint().unwrap().contains("--operator"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_must_have_the_source_s_keys() {
+    let operator = Operator::new(true);
+    operator.outside.world().meta = Some(|meta| meta.k256_pubkey[5] ^= 1);
+    let error = operator.run().await.unwrap_err().to_string();
+    assert!(error.starts_with("k256_pubkey is "), "{error}");
+
+    let operator = Operator::new(true);
+    operator.outside.world().refusal =
+        Some("Failed to onboard: received corrupt message of type InvalidContentType");
+    let error = operator.run().await.unwrap_err();
+    assert!(error.hint().unwrap().contains("stale DNS"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_to_register_by_hand_are_told_and_waited_for() {
+    let operator = Operator::new(false);
+    operator.outside.world().registrar = false;
+    let outside = operator.outside.clone();
+    let by_hand = async {
+        // Somebody registers while the KMS is asked again and again.
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let mut world = outside.world();
+            if world.calls.iter().filter(|call| **call == "bootstrap").count() >= 3 {
+                world.registered = true;
+                return;
+            }
+        }
+    };
+    let ((done, diary), ()) = tokio::join!(operator.run_with(|_| {}), by_hand);
+    done.unwrap().unwrap();
+    let measured = &diary.to_register[0];
+    let commands = measured.commands().join("\n");
+    for (command, byte) in [("add-image", 1), ("add-kms", 2), ("add-device", 3)] {
+        assert!(
+            commands.contains(&format!("keyferry chain {command} 0x{}", hex::encode(hash(byte)))),
+            "{commands}"
+        );
+    }
+    operator.check_served();
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_machine_in_the_old_one_s_place_is_set_up_anew() {
+    let operator = Operator::new(false);
+    operator.run().await.unwrap();
+    {
+        let mut world = operator.outside.world();
+        (world.machines, world.keys, world.serving) = (2, Keys::None, false);
+        world.visitors = Visitors::Clients(Vec::new());
+    }
+    assert!(!operator.run().await.unwrap().as_before);
+    assert_eq!(operator.outside.world().bootstraps, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kms_that_was_begun_is_not_turned_into_another() {
+    let operator = Operator::new(false);
+    operator.run().await.unwrap();
+    let (done, _) = operator.run_with(|wanted| wanted.domain = "other.example.com".into()).await;
+    let error = done.unwrap().unwrap_err();
+    assert!(matches!(error, Error::OtherRole { .. }), "{error}");
+    assert!(error.hint().is_some());
+}
