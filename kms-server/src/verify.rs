@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::UnixMillis;
+use attestation::{AttestationDocument, UnixMillis};
 use bytes::Bytes;
 use hyper::Method;
-use kms_protocol::attestation_encoding::VersionedAttestation;
+use kms_protocol::attestation_encoding::{self, Attestation, VersionedAttestation};
 use kms_protocol::derive::K256PublicKey;
 use kms_protocol::report_data;
 use kms_protocol::runtime_events::Moment;
+use kms_protocol::wire::webhook::BootInfo;
 use kms_protocol::wire::{Encoding, GetMetaResponse, WireMessage};
 use ratls::client::{ClientConfigBuilder, PinnedRoot, PresentedServer, ServerTrust};
 use rustls_pki_types::ServerName;
@@ -17,7 +18,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::attest::{Attester, ClientEvidence, Trust, TrustError};
+use crate::attest::{self, Attester, ClientEvidence, Trust, TrustError};
 use crate::client::{self, Ask, Url};
 use crate::offload::Offload;
 use crate::text::chain;
@@ -207,16 +208,73 @@ async fn check_bootstrap(
         Ok(attestation) => attestation.into_attestation(),
         Err(error) => return report.note(what, Err(error.to_string())),
     };
-    // It was fresh when the keys were made, so that is the time to verify it at: an NSM document says when.
-    let made = attestation
-        .platform
-        .nsm_quote()
-        .and_then(|document| attestation::AttestationDocument::decode(document).ok())
-        .map_or(now, |document| document.timestamp());
-    let binding = report_data::bootstrap(&info.ca_pubkey, &k256);
+    let (binding, made) = (report_data::bootstrap(&info.ca_pubkey, &k256), time_of(&attestation, now));
     match attester.evidence(attestation, binding, made).await {
         Ok(evidence) => report.note(what, describe(evidence)),
         Err(error) => report.note(what, Err(error.to_string())),
+    }
+}
+
+/// When to verify the evidence of a record at: it was fresh when the record was made, and an NSM document says when. Other
+/// evidence holds now or not at all.
+fn time_of(attestation: &Attestation, now: UnixMillis) -> UnixMillis {
+    let document = attestation.platform.nsm_quote().and_then(|it| AttestationDocument::decode(it).ok());
+    document.map_or(now, |document| document.timestamp())
+}
+
+/// Judges evidence as a KMS judges its clients', for those who set a KMS up.
+pub struct Judge {
+    attester: Arc<Attester>,
+}
+
+/// Why evidence proves nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JudgeError {
+    /// It cannot be read.
+    #[error("the attestation cannot be read")]
+    Decode(#[from] attestation_encoding::Error),
+    /// It does not verify, or is of something else than it says.
+    #[error(transparent)]
+    Evidence(#[from] attest::Error),
+}
+
+impl Judge {
+    /// Judges under these anchors.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError`].
+    pub fn new(trust: Trust) -> Result<Self, TrustError> {
+        Ok(Self { attester: Arc::new(Attester::new(trust, Arc::new(Offload::new(1, 8)))?) })
+    }
+
+    /// What an encoded attestation over `report_data` proves. One of a Nitro Enclave is judged at its own time, for it
+    /// may be the evidence of a record.
+    ///
+    /// # Errors
+    ///
+    /// [`JudgeError`].
+    pub async fn evidence(
+        &self,
+        encoded: &[u8],
+        report_data: [u8; 64],
+        now: UnixMillis,
+    ) -> Result<BootInfo, JudgeError> {
+        let attestation = VersionedAttestation::decode(encoded)?.into_attestation();
+        let made = time_of(&attestation, now);
+        let evidence = self.attester.evidence(attestation, report_data, made).await?;
+        Ok(evidence.into_client("", Moment::Now)?.boot_info)
+    }
+
+    /// What the evidence in a certificate (DER) proves about the holder of its key; `None` when there is none in it.
+    ///
+    /// # Errors
+    ///
+    /// [`JudgeError`].
+    pub async fn certificate(&self, der: &[u8], now: UnixMillis) -> Result<Option<BootInfo>, JudgeError> {
+        let evidence = self.attester.certificate(der.to_vec(), now).await?;
+        Ok(evidence.map(|it| it.into_client("", Moment::Now)).transpose()?.map(|client| client.boot_info))
     }
 }
 

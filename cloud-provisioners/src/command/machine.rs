@@ -114,7 +114,8 @@ pub struct List {
 }
 
 /// Tells steps and uploads on standard error.
-struct Teller {
+#[derive(Default)]
+pub(super) struct Teller {
     bar: Option<ProgressBar>,
 }
 
@@ -141,7 +142,7 @@ impl Observer for Teller {
     }
 }
 
-async fn opened(
+pub(super) async fn opened(
     project: &ProjectArguments,
     google: &GoogleArguments,
 ) -> Result<(Site, Deployment, Client), Failure> {
@@ -154,7 +155,7 @@ async fn opened(
 
 pub(super) async fn deploy(arguments: Deploy) -> Result<(), Failure> {
     let (site, deployment, client) = opened(&arguments.project, &arguments.google).await?;
-    let (mut deployment, prepared) = prepare(site, deployment).await?;
+    let (mut deployment, prepared) = prepared(site, deployment).await?;
     let replace = match (arguments.delete, arguments.lose_keys_of) {
         (false, _) => Replace::No,
         (true, None) => Replace::Yes,
@@ -168,14 +169,14 @@ pub(super) async fn deploy(arguments: Deploy) -> Result<(), Failure> {
         let asked = tokio::task::spawn_blocking(move || confirm(&shown, "carry this out?", yes)).await;
         asked.map_err(|error| Failure::new(Exit::Internal, error))??;
     }
-    let mut teller = Teller { bar: None };
+    let mut teller = Teller::default();
     let instance = deployment.apply(&client, &prepared, &plan, &mut teller, &now()).await.map_err(failure)?;
     tell(&instance);
     Ok(())
 }
 
 /// Reads the boot disk and makes the volume off the async threads.
-async fn prepare(site: Site, deployment: Deployment) -> Result<(Deployment, Prepared), Failure> {
+pub(super) async fn prepared(site: Site, deployment: Deployment) -> Result<(Deployment, Prepared), Failure> {
     let work = tokio::task::spawn_blocking(move || {
         let prepared = deployment.prepare(&site.settings, &site.home, None)?;
         Ok::<_, Error>((deployment, prepared))

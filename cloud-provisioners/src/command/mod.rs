@@ -1,15 +1,17 @@
 //! The command line: what dstack-cloud offers for GCP, under the same names.
 
+mod bring_up;
 mod firewall;
 mod machine;
 mod new;
 mod site;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use command_line::{Exit, Failure};
 
+use crate::bring_up::{Registrar, Verifier};
 use crate::{Error, gcp};
 
 /// What to do with a project's machine.
@@ -23,6 +25,10 @@ pub enum Command {
     Prepare(new::Prepare),
     /// Deploys the project as a TDX machine on GCP
     Deploy(machine::Deploy),
+    /// Brings a new KMS up: deploys the project, has the KMS make its keys, verifies them, writes kms.json
+    Up(bring_up::Up),
+    /// Brings a second node up: deploys the project, has its KMS take over another one's keys
+    Join(bring_up::Join),
     /// Shows the machine
     Status(machine::Status),
     /// Shows what the machine prints on its serial port
@@ -38,6 +44,19 @@ pub enum Command {
     /// Opens and closes ports of the machine
     #[command(subcommand)]
     Fw(firewall::Command),
+}
+
+/// What the program around this library lends it: evidence is verified, and measurements are registered, elsewhere.
+pub trait Surroundings {
+    /// Who judges evidence, with the anchors in a KMS's settings if given.
+    ///
+    /// # Errors
+    ///
+    /// A [`Failure`] when the settings cannot be used.
+    fn verifier(&self, trust: Option<&Path>) -> Result<Box<dyn Verifier>, Failure>;
+
+    /// Who registers measurements; asks before each unless `yes`.
+    fn registrar(&self, yes: bool) -> Box<dyn Registrar>;
 }
 
 /// Where the project is.
@@ -62,12 +81,14 @@ pub struct GoogleArguments {
 ///
 /// A [`Failure`]: 2 for a project or setting that cannot work, 3 when Google or a check refused, 4 when no answer came in
 /// time, 1 otherwise.
-pub async fn run(command: Command) -> Result<(), Failure> {
+pub async fn run(command: Command, surroundings: &dyn Surroundings) -> Result<(), Failure> {
     match command {
         Command::New(arguments) => new::new(&arguments),
         Command::ConfigEdit => new::config_edit().await,
         Command::Prepare(arguments) => new::prepare(&arguments),
         Command::Deploy(arguments) => machine::deploy(arguments).await,
+        Command::Up(arguments) => bring_up::up(arguments, surroundings).await,
+        Command::Join(arguments) => bring_up::join(arguments, surroundings).await,
         Command::Status(arguments) => machine::status(arguments).await,
         Command::Logs(arguments) => machine::logs(arguments).await,
         Command::Stop(arguments) => machine::stop(arguments).await,
