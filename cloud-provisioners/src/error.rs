@@ -67,6 +67,14 @@ pub enum Error {
         /// The project's key provider.
         provider: String,
     },
+    /// The key that variables are encrypted to is not known for certain.
+    #[error("{url}: {problem}")]
+    EnvironmentKey {
+        /// The KMS that was asked.
+        url: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The directory of an OS image is missing or incomplete.
     #[error("os image {image}: {problem}")]
     OsImage {
@@ -74,6 +82,16 @@ pub enum Error {
         image: String,
         /// What is missing, and where it was looked for.
         problem: String,
+    },
+    /// What was fetched is not what it should be.
+    #[error("{what}: hashes to {actual}, expected {expected}")]
+    Digest {
+        /// What.
+        what: String,
+        /// SHA-256 as found, hex.
+        actual: String,
+        /// As it should be, hex.
+        expected: String,
     },
     /// A disk image could not be built in memory.
     #[error("{disk}: cannot be built")]
@@ -131,7 +149,19 @@ impl Error {
             Self::EnvironmentWithoutKms { path, .. } => {
                 Some(format!("remove {}, or set key_provider to kms in app.json", path.display()))
             }
+            Self::EnvironmentKey { .. } => Some(format!(
+                "variables are encrypted only to a key that a pinned root signed: put k256_pubkey of the KMS's kms.json \
+                 into trusted_signers of {}, beside the global settings",
+                crate::env_key::WHITELIST
+            )),
+            Self::OsImage { image, problem } if problem.contains("is there already") => {
+                Some(format!("{image} can be used as it is; move it away to fetch it anew"))
+            }
             Self::OsImage { image, .. } => Some(format!("fetch it with `keyferry kms pull {image}`")),
+            Self::Digest { .. } => Some(
+                "it was changed on the way, or is another release than the digest is of: do not use it"
+                    .into(),
+            ),
             Self::Google(error) => error.hint(),
             Self::NoHost { .. } => {
                 Some("make one with `keyferry host up`, or name its directory with -C".into())

@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`pull`] | OS images, fetched and checked
 //! | [`project`] | the project folder of dstack-cloud: `app.json`, the measured `app-compose.json`, the configuration volume |
 //! | [`bring_up`] | a KMS from nothing to serving, on whatever machine |
 //! | [`command`] | the command line |
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod durable;
+mod env_key;
 mod error;
 mod patience;
 
@@ -27,6 +29,7 @@ pub mod gcp_tdx;
 pub mod ledger;
 pub mod nitro_host;
 pub mod project;
+pub mod pull;
 
 pub use error::Error;
 pub use patience::Deadline;

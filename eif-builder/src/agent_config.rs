@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use kms_protocol::kms_file::KmsFile;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext};
@@ -14,7 +15,10 @@ use crate::project::{LOCK_FILE, Project};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KmsTable {
-    /// Address of the KMS.
+    /// A `kms.json`, as `keyferry kms up` writes it: address and both keys at once.
+    pub file: Option<PathBuf>,
+    /// Address of the KMS; that of `file` when left out.
+    #[serde(default)]
     pub url: String,
     /// More addresses of the same KMS.
     #[serde(default)]
@@ -140,6 +144,7 @@ impl Project {
             return Err(Error::input("[kms]", "missing; the agent needs to know its KMS"));
         };
         let KmsTable {
+            file: _,
             url,
             replicas,
             app_id,
@@ -159,6 +164,9 @@ impl Project {
         if app_id_digits.len() != 40 || hex::decode(app_id_digits).is_err() {
             return Err(Error::input("app_id", format!("is {app_id:?}, expected 40 hex digits")));
         }
+        if url.is_empty() {
+            return Err(Error::input("[kms]", "needs url, or file = \"kms.json\""));
+        }
         let anchored = kms_ca.is_some() || k256_pubkey.is_some() || policy.is_some();
         if anchored == *danger_accept_any_kms {
             let reason = if anchored {
@@ -169,7 +177,7 @@ impl Project {
             return Err(Error::input("kms_ca", reason));
         }
         let kms_ca = match kms_ca.as_deref() {
-            None => None,
+            None => self.kms_file.as_ref().map(|file| file.ca_cert.clone()),
             Some("fetch") => Some(self.locked_ca(url)?),
             Some(path) => {
                 crate::read_certificate(&self.folder.join(path))?;
@@ -194,6 +202,42 @@ impl Project {
             agent: &self.file.agent,
         };
         toml::to_string(&config).map_err(|error| Error::input("agent.toml", error))
+    }
+
+    /// Takes over what `[kms] file` says. What the project says too must be the same.
+    ///
+    /// # Errors
+    /// When the file is none, or contradicts the project.
+    pub(crate) fn take_kms_file(&mut self) -> Result<(), Error> {
+        let Some(kms) = &mut self.file.kms else { return Ok(()) };
+        let Some(path) = kms.file.as_ref().map(|path| self.folder.join(path)) else { return Ok(()) };
+        let bytes = std::fs::read(&path).context("read", &path)?;
+        let file = KmsFile::decode(&bytes).map_err(|error| Error::input(path.display(), error))?;
+        let contradicts = |key: &str, own: &str, file: &str| {
+            Error::input(format!("[kms] {key}"), format!("is {own}, and {file} in {}", path.display()))
+        };
+        if kms.url.is_empty() {
+            kms.url.clone_from(&file.url);
+        } else if kms.url != file.url && !file.replicas.contains(&kms.url) {
+            return Err(contradicts("url", &kms.url, &file.url));
+        }
+        let k256 = kms.k256_pubkey.get_or_insert_with(|| file.k256_pubkey.clone());
+        if !k256.trim_start_matches("0x").eq_ignore_ascii_case(&file.k256_pubkey) {
+            return Err(contradicts("k256_pubkey", k256, &file.k256_pubkey));
+        }
+        if kms.kms_ca.is_some() {
+            return Err(Error::input(
+                "[kms] kms_ca",
+                "beside file, which has the certificate; leave one out",
+            ));
+        }
+        for url in [&file.url].into_iter().chain(&file.replicas) {
+            if *url != kms.url && !kms.replicas.contains(url) {
+                kms.replicas.push(url.clone());
+            }
+        }
+        self.kms_file = Some(file);
+        Ok(())
     }
 
     fn text(&self, path: &std::path::Path) -> Result<String, Error> {

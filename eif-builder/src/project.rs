@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kms_protocol::kms_file::KmsFile;
 use serde::{Deserialize, Serialize};
 
 use crate::agent_config::{AgentTable, KmsTable};
@@ -226,6 +227,8 @@ pub struct Project {
     pub file: ProjectFile,
     /// The lock file, empty when there is none.
     pub lock: Lock,
+    /// What `[kms] file` names.
+    pub kms_file: Option<KmsFile>,
 }
 
 impl Project {
@@ -244,7 +247,9 @@ impl Project {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Lock::default(),
             Err(error) => return Err(error).context("read", &lock_path),
         };
-        Ok(Self { folder, file, lock })
+        let mut project = Self { folder, file, lock, kms_file: None };
+        project.take_kms_file()?;
+        Ok(project)
     }
 
     /// Architecture of the image.

@@ -6,6 +6,7 @@ use clap::Args;
 use command_line::{Exit, Failure, confirm, print_line};
 use ipnet::IpNet;
 use kms_protocol::kms_file::KmsFile;
+use kms_protocol::wire::webhook::TEE_VARIANT_NITRO;
 use serde_json::json;
 
 use super::machine::{Teller, opened, prepared};
@@ -204,10 +205,15 @@ fn expected(arguments: &Common, deployment: &Deployment, prepared: &Prepared) ->
     let bare = |text: &String| text.trim_start_matches("0x").to_lowercase();
     let compose = prepared.files.compose();
     let app = deployment.app();
+    let os_image_hash = arguments.os_image_hash.as_ref().map_or_else(|| prepared.os_image_hash.clone(), bare);
     Expected {
         tee_variant: arguments.platform.clone(),
-        os_image_hash: arguments.os_image_hash.as_ref().map_or_else(|| prepared.os_image_hash.clone(), bare),
-        compose_hash: hex::encode(compose.hash()),
+        compose_hash: match arguments.platform.as_str() {
+            // An enclave runs what its image holds, and has no other hash.
+            TEE_VARIANT_NITRO => os_image_hash.clone(),
+            _ => hex::encode(compose.hash()),
+        },
+        os_image_hash,
         app_id: match app.key_provider {
             KeyProvider::Kms => app.app_id.clone(),
             _ => hex::encode(compose.app_id()),

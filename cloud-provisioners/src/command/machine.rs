@@ -12,7 +12,7 @@ use super::site::{Site, client, now};
 use super::{GoogleArguments, ProjectArguments, failure};
 use crate::gcp::{Client, Instance};
 use crate::gcp_tdx::{Deployment, MANAGED_BY, Observer, Prepared, Replace, Step};
-use crate::{Deadline, Error};
+use crate::{Deadline, Error, env_key};
 
 /// How often the serial port is asked for more.
 const LOG_PAUSE: Duration = Duration::from_secs(2);
@@ -177,8 +177,14 @@ pub(super) async fn deploy(arguments: Deploy) -> Result<(), Failure> {
 
 /// Reads the boot disk and makes the volume off the async threads.
 pub(super) async fn prepared(site: Site, deployment: Deployment) -> Result<(Deployment, Prepared), Failure> {
+    let signers = env_key::signers(&site.settings_path).map_err(failure)?;
+    let environment = deployment.encrypted_environment(&site.settings.services.kms_urls, &signers).await;
+    let environment = environment.map_err(failure)?;
     let work = tokio::task::spawn_blocking(move || {
-        let prepared = deployment.prepare(&site.settings, &site.home, None)?;
+        for doubt in deployment.project().doubts(deployment.app())? {
+            tracing::warn!("{doubt}");
+        }
+        let prepared = deployment.prepare(&site.settings, &site.home, environment)?;
         Ok::<_, Error>((deployment, prepared))
     });
     work.await.map_err(|error| Failure::new(Exit::Internal, error))?.map_err(failure)

@@ -4,6 +4,7 @@ mod bring_up;
 mod firewall;
 mod machine;
 mod new;
+mod pull;
 mod site;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub enum Command {
     New(new::New),
     /// Opens the global settings in $EDITOR
     ConfigEdit,
+    /// Fetches an OS image, checks that it is one for Confidential VMs, and shows its digest
+    Pull(pull::Pull),
     /// Generates what goes onto the configuration volume, and prints the compose hash
     Prepare(new::Prepare),
     /// Deploys the project as a TDX machine on GCP
@@ -85,6 +88,7 @@ pub async fn run(command: Command, surroundings: &dyn Surroundings) -> Result<()
     match command {
         Command::New(arguments) => new::new(&arguments),
         Command::ConfigEdit => new::config_edit().await,
+        Command::Pull(arguments) => pull::run(arguments).await,
         Command::Prepare(arguments) => new::prepare(&arguments),
         Command::Deploy(arguments) => machine::deploy(arguments).await,
         Command::Up(arguments) => bring_up::up(arguments, surroundings).await,
@@ -108,6 +112,8 @@ fn failure(error: Error) -> Failure {
         )
         | Error::Refused(_)
         | Error::NotOurs { .. }
+        | Error::EnvironmentKey { .. }
+        | Error::Digest { .. }
         | Error::NoInstance { .. } => Exit::Refused,
         Error::Google(_) | Error::Random | Error::Disk { .. } => Exit::Internal,
         _ => Exit::Usage,

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::builder::ArgPredicate;
+use clap::{Args, ValueEnum};
 use command_line::{Exit, Failure, print_line};
 use serde_json::json;
 
 use super::site::{Site, shown};
 use super::{ProjectArguments, failure};
 use crate::Error;
-use crate::project::{App, KeyProvider, Project, Settings, random_id};
+use crate::project::{App, Chain, KeyProvider, KmsTemplate, Project, Settings, random_id};
 
 /// A compose file and a script that say what they are for.
 const COMPOSE: &str =
@@ -19,6 +20,13 @@ const PRELAUNCH: &str =
 
 /// Arguments of `new`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  keyferry kms new app --project my-project --compose docker-compose.yaml
+  keyferry kms new kms-a --project my-project --kms direct --kms-image $KMS_IMAGE --kms-contract 0x… \\
+    --rpc-url https://sepolia.base.org --rpc-url https://base-sepolia-rpc.publicnode.com
+  keyferry kms new kms-a --project my-project --kms light --kms-image $KMS_IMAGE --kms-contract 0x… \\
+    --helios-image $HELIOS_IMAGE --checkpoint 0x…")]
 pub struct New {
     /// Name of the project and of its folder
     pub name: String,
@@ -34,8 +42,9 @@ pub struct New {
     /// Do not publish the app through a dstack gateway
     #[arg(long, visible_alias = "no-gw")]
     pub no_gateway_enabled: bool,
-    /// Where the disk key comes from: kms, local, tpm or none
-    #[arg(long, visible_alias = "kp", value_name = "PROVIDER", value_parser = key_provider, default_value = "kms")]
+    /// Where the disk key comes from: kms, local, tpm or none; tpm with --kms
+    #[arg(long, visible_alias = "kp", value_name = "PROVIDER", value_parser = key_provider, default_value = "kms",
+        default_value_if("mode", ArgPredicate::IsPresent, "tpm"))]
     pub key_provider: KeyProvider,
     /// File system of the data disk
     #[arg(long, visible_alias = "fs", value_parser = ["ext4", "zfs"], default_value = "ext4")]
@@ -64,12 +73,65 @@ pub struct New {
     /// Size of the data disk in GB
     #[arg(long, value_name = "GB")]
     pub data_size: Option<u32>,
+    #[command(flatten)]
+    kms: Kms,
     /// Start from this compose file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "mode")]
     pub compose: Option<PathBuf>,
     /// Start from this script to run before the containers
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "mode")]
     pub prelaunch: Option<PathBuf>,
+}
+
+/// What a project that runs a KMS is made of.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "A project that runs a KMS")]
+struct Kms {
+    /// Run a KMS that reads its contract from endpoints (direct) or through a light client (light)
+    #[arg(id = "mode", long = "kms", value_name = "MODE")]
+    mode: Option<Mode>,
+    /// Image of kms-server, by digest
+    #[arg(long, value_name = "NAME@sha256:DIGEST", requires = "mode")]
+    kms_image: Option<String>,
+    /// Address of the KMS contract
+    #[arg(long, value_name = "ADDRESS", env = "KMS_CONTRACT_ADDR")]
+    kms_contract: Option<String>,
+    /// Chain the contract is on
+    #[arg(long, value_name = "ID", default_value_t = 84532)]
+    chain_id: u64,
+    /// Port of the KMS on the machine
+    #[arg(long, value_name = "PORT", default_value_t = 12001)]
+    kms_port: u16,
+    /// A JSON-RPC endpoint whose address holds no key (direct); give two, of different operators
+    #[arg(long, value_name = "URL", requires = "mode")]
+    rpc_url: Vec<String>,
+    /// Image of the Helios light client, by digest (light)
+    #[arg(long, value_name = "NAME@sha256:DIGEST", requires = "mode")]
+    helios_image: Option<String>,
+    /// The light client's name of the network (light)
+    #[arg(long, default_value = "base-sepolia")]
+    network: String,
+    /// A finalised beacon block root from a source you trust (light)
+    #[arg(long, value_name = "0xROOT", requires = "mode")]
+    checkpoint: Option<String>,
+}
+
+/// How a KMS reads its contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// From endpoints that must agree
+    Direct,
+    /// Through a light client
+    Light,
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Light => "light",
+        }
+    }
 }
 
 /// Arguments of `prepare`.
@@ -97,10 +159,60 @@ pub(super) fn new(arguments: &New) -> Result<(), Failure> {
         }
         None => Ok(default.to_owned()),
     };
-    let (compose, script) = (text(&arguments.compose, COMPOSE)?, text(&arguments.prelaunch, PRELAUNCH)?);
-    let project = Project::create(Path::new(&arguments.name), &app, &compose, &script).map_err(failure)?;
+    let (compose, script, user_config) = match arguments.template()? {
+        Some(template) => {
+            let script = template.prelaunch().map_err(failure)?;
+            (template.compose().to_owned(), script, template.user_config())
+        }
+        None => (text(&arguments.compose, COMPOSE)?, text(&arguments.prelaunch, PRELAUNCH)?, "{}".to_owned()),
+    };
+    let project = Project::create(Path::new(&arguments.name), &app, &compose, &script, &user_config);
+    let project = project.map_err(failure)?;
     print_line(&format!("made the project {}", shown(project.directory())));
+    if user_config.contains("\"\"") {
+        tracing::info!("fill in {}", project.directory().join(".user-config").display());
+    }
     Ok(())
+}
+
+impl New {
+    /// The KMS to run, when one is asked for.
+    fn template(&self) -> Result<Option<KmsTemplate>, Failure> {
+        let Some(mode) = self.kms.mode else { return Ok(None) };
+        let Kms {
+            kms_image,
+            kms_contract,
+            chain_id,
+            kms_port,
+            rpc_url,
+            helios_image,
+            network,
+            checkpoint,
+            ..
+        } = &self.kms;
+        let needed = |name: &str| Failure::new(Exit::Usage, format!("--kms {} needs {name}", mode.name()));
+        let text = |name: &str, given: &Option<String>| given.clone().ok_or_else(|| needed(name));
+        let chain = match mode {
+            Mode::Direct => {
+                let [first, second] = rpc_url.as_slice() else {
+                    return Err(needed("--rpc-url twice: endpoints of two operators, which must agree"));
+                };
+                Chain::Direct { endpoints: [first.clone(), second.clone()] }
+            }
+            Mode::Light => Chain::Light {
+                image: text("--helios-image", helios_image)?,
+                network: network.clone(),
+                checkpoint: text("--checkpoint, from a source you trust", checkpoint)?,
+            },
+        };
+        Ok(Some(KmsTemplate {
+            image: text("--kms-image", kms_image)?,
+            contract: text("--kms-contract", kms_contract)?,
+            chain_id: *chain_id,
+            port: *kms_port,
+            chain,
+        }))
+    }
 }
 
 fn app(arguments: &New) -> Result<App, Failure> {
@@ -161,6 +273,9 @@ pub(super) fn prepare(arguments: &Prepare) -> Result<(), Failure> {
     let deployment = site.open(&arguments.project)?;
     let image = deployment.image(&site.settings, &site.home).map_err(failure)?;
     let (project, app) = (deployment.project(), deployment.app());
+    for doubt in project.doubts(app).map_err(failure)? {
+        tracing::warn!("{doubt}");
+    }
     let files = project.prepare(app, &site.settings.services, &image, None).map_err(failure)?;
     let compose = files.compose();
     let hash = hex::encode(compose.hash());

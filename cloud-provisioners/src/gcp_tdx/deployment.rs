@@ -5,6 +5,9 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kms_protocol::AppId;
+use kms_protocol::derive::K256PublicKey;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
@@ -15,7 +18,7 @@ use crate::gcp::{Client, Instance};
 use crate::ledger::Ledger;
 use crate::patience::Deadline;
 use crate::project::{App, GcpConfig, OsImage, Project, Settings, SharedFiles, State, expand, random_id};
-use crate::{Error, disk};
+use crate::{Error, disk, durable, env_key};
 
 const READ: Duration = Duration::from_secs(60);
 const CHANGE: Duration = Duration::from_secs(5 * 60);
@@ -30,6 +33,14 @@ pub struct Deployment {
     config: GcpConfig,
     ledger: Ledger,
     own_directory: PathBuf,
+}
+
+/// An encryption of the variables. The digest is of what stands beside it in plain.
+#[derive(Serialize, Deserialize)]
+struct Encrypted {
+    public_key: String,
+    digest: String,
+    ciphertext: String,
 }
 
 /// Everything a deployment needs, checked, before Google is asked for anything.
@@ -97,6 +108,50 @@ impl Deployment {
             "" => OsImage::find(&self.app.os_image, &settings.image_directories(home, directory)),
             path => OsImage::of_disk(&self.app.os_image, &expand(path, home, directory)),
         }
+    }
+
+    /// The project's secret variables, encrypted to the app's key; `None` without any. `signers` are the roots whose
+    /// word on that key counts.
+    ///
+    /// An encryption of the same variables to the same key is used again: a new one would be a new configuration, and
+    /// with it a new machine.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EnvironmentKey`]; when a file cannot be read or written.
+    pub async fn encrypted_environment(
+        &self,
+        kms_urls: &[String],
+        signers: &[K256PublicKey],
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let Some(environment) = self.project.environment(&self.app)? else { return Ok(None) };
+        if environment.is_empty() {
+            return Ok(None);
+        }
+        let missing = || Error::Setting {
+            setting: "services.kms_urls",
+            problem: "is empty in the global settings".into(),
+        };
+        let url = kms_urls.first().ok_or_else(missing)?;
+        let app_id: AppId = self.app.app_id.parse().map_err(|_| Error::Setting {
+            setting: "app_id",
+            problem: format!("is {:?}, expected 40 hex characters", self.app.app_id),
+        })?;
+        let key = env_key::fetch(url, &app_id, signers).await?;
+        let path = self.own_directory.join("environment.json");
+        let digest = hex::encode(environment.digest()?);
+        let known = std::fs::read(&path).ok().and_then(|it| serde_json::from_slice::<Encrypted>(&it).ok());
+        if let Some(known) =
+            known.filter(|known| known.public_key == hex::encode(key) && known.digest == digest)
+            && let Ok(ciphertext) = hex::decode(known.ciphertext)
+        {
+            return Ok(Some(ciphertext));
+        }
+        let ciphertext = environment.encrypt(&key)?;
+        let made = Encrypted { public_key: hex::encode(key), digest, ciphertext: hex::encode(&ciphertext) };
+        let bytes = serde_json::to_vec(&made).map_err(|source| Error::Json { path: path.clone(), source })?;
+        durable::replace(&path, &bytes, 0o600)?;
+        Ok(Some(ciphertext))
     }
 
     /// Checks everything that can be checked on this machine and makes the configuration volume. Reads the whole boot

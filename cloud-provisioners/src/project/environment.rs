@@ -3,6 +3,7 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{agreement, rand};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::python_json;
@@ -40,13 +41,16 @@ impl Environment {
         self.0.is_empty()
     }
 
-    /// Encrypts the variables to the app's public key (X25519, 32 bytes): `ephemeral public key ‖ nonce (12) ‖
-    /// AES-256-GCM`, keyed with the raw shared secret, as dstack guests decrypt it.
+    /// SHA-256 of the variables as they are encrypted.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] when the key is not one X25519 can agree with; [`Error::Random`].
-    pub fn encrypt(&self, app_public_key: &[u8; 32]) -> Result<Vec<u8>, Error> {
+    /// [`Error::Random`] when they cannot be serialised, which texts can.
+    pub fn digest(&self) -> Result<[u8; 32], Error> {
+        Ok(Sha256::digest(&*self.plain()?).into())
+    }
+
+    fn plain(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
         #[derive(Serialize)]
         struct Variable<'a> {
             key: &'a str,
@@ -57,9 +61,17 @@ impl Environment {
             env: Vec<Variable<'a>>,
         }
         let env = self.0.iter().map(|(key, value)| Variable { key, value }).collect();
-        let plain = python_json::one_line(&Plain { env }).map_err(|_| Error::Random)?;
-        let mut sealed = Zeroizing::new(plain);
+        python_json::one_line(&Plain { env }).map(Zeroizing::new).map_err(|_| Error::Random)
+    }
 
+    /// Encrypts the variables to the app's public key (X25519, 32 bytes): `ephemeral public key ‖ nonce (12) ‖
+    /// AES-256-GCM`, keyed with the raw shared secret, as dstack guests decrypt it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when the key is not one X25519 can agree with; [`Error::Random`].
+    pub fn encrypt(&self, app_public_key: &[u8; 32]) -> Result<Vec<u8>, Error> {
+        let mut sealed = self.plain()?;
         let system = rand::SystemRandom::new();
         let ephemeral = agreement::EphemeralPrivateKey::generate(&agreement::X25519, &system)
             .map_err(|_| Error::Random)?;

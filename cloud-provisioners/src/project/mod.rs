@@ -14,6 +14,7 @@
 mod app;
 mod compose;
 mod environment;
+mod kms_template;
 mod os_image;
 mod python_json;
 mod settings;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 pub use app::{App, GcpConfig, KeyProvider};
 pub use compose::{AppCompose, instance_id};
 pub use environment::Environment;
+pub use kms_template::{Chain, KmsTemplate};
 pub use os_image::OsImage;
 pub(crate) use settings::expand;
 pub use settings::{Services, Settings};
@@ -60,7 +62,7 @@ impl Project {
         }
     }
 
-    /// Makes a new folder with `app` and the texts of its compose file and script.
+    /// Makes a new folder with `app` and the texts of its compose file, its script and its unmeasured configuration.
     ///
     /// # Errors
     ///
@@ -70,6 +72,7 @@ impl Project {
         app: &App,
         docker_compose: &str,
         pre_launch: &str,
+        user_config: &str,
     ) -> Result<Self, Error> {
         std::fs::create_dir(directory).map_err(|source| match source.kind() {
             std::io::ErrorKind::AlreadyExists => Error::ProjectExists { directory: directory.to_owned() },
@@ -80,7 +83,7 @@ impl Project {
         std::fs::create_dir(&shared).map_err(Error::file("create", &shared))?;
         durable::replace(&directory.join(&app.docker_compose_file), docker_compose.as_bytes(), 0o644)?;
         durable::replace(&directory.join(&app.prelaunch_script), pre_launch.as_bytes(), 0o755)?;
-        durable::replace(&directory.join(USER_CONFIG_FILE), b"{}", 0o600)?;
+        durable::replace(&directory.join(USER_CONFIG_FILE), user_config.as_bytes(), 0o600)?;
         if app.key_provider == KeyProvider::Kms {
             durable::replace(&directory.join(&app.env_file), b"# NAME=value, one a line\n", 0o600)?;
         }
@@ -110,6 +113,18 @@ impl Project {
     /// When it cannot be written.
     pub fn save_app(&self, app: &App) -> Result<(), Error> {
         self.save_json(APP_FILE, app)
+    }
+
+    /// What is likely wrong with the project's measured texts, in words.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    pub fn doubts(&self, app: &App) -> Result<Vec<String>, Error> {
+        if !app.app_compose_file.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(kms_template::doubts(&self.text(&app.docker_compose_file)?, &self.text(&app.prelaunch_script)?))
     }
 
     /// Reads `state.json`, if a deployment was made.

@@ -6,7 +6,9 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::compose::AppCompose;
-use super::{App, Environment, KeyProvider, OsImage, Project, Services, USER_CONFIG_FILE, python_json};
+use super::{
+    App, Environment, KeyProvider, OsImage, Project, Services, USER_CONFIG_FILE, kms_template, python_json,
+};
 use crate::{Error, durable};
 
 /// Directory of the generated files in a project.
@@ -133,6 +135,7 @@ impl Project {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(Error::file("read", &user_config)(error)),
         };
+        self.check_user_config(app, user_config.as_ref().map(|bytes| bytes.as_slice()))?;
         let instance_info = InstanceInfo { instance_id_seed: &app.instance_id_seed, app_id: &app.app_id };
         let files = SharedFiles {
             compose: self.compose(app, environment.as_ref())?,
@@ -150,6 +153,35 @@ impl Project {
         }
         write(&shared, &files)?;
         Ok(files)
+    }
+}
+
+impl Project {
+    /// What the script takes from the unmeasured configuration must be there: without it a container of the guest does
+    /// not start, and the console does not say why.
+    fn check_user_config(&self, app: &App, bytes: Option<&[u8]>) -> Result<(), Error> {
+        let script = self.text(&app.prelaunch_script)?;
+        let names = kms_template::user_config_names(&script);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let setting = USER_CONFIG_FILE;
+        // What is wrong with the text is not repeated: it may hold secrets.
+        let object = bytes.and_then(|it| serde_json::from_slice::<serde_json::Map<_, _>>(it).ok());
+        let object = object.ok_or(Error::Setting { setting, problem: "is no JSON object".into() })?;
+        let is_there = |name: &str| {
+            object.get(name).and_then(serde_json::Value::as_str).is_some_and(|value| !value.is_empty())
+        };
+        match names.iter().find(|name| !is_there(name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::Setting {
+                setting,
+                problem: format!(
+                    "{name} is missing or empty, and {} takes it from there",
+                    app.prelaunch_script
+                ),
+            }),
+        }
     }
 }
 
