@@ -130,6 +130,15 @@ pub enum Error {
         /// Where it was looked for.
         directory: PathBuf,
     },
+    /// The host was refused before anything was changed.
+    #[error(transparent)]
+    Ec2(#[from] crate::ec2_nitro::Refusal),
+    /// AWS refused, or did not answer.
+    #[error(transparent)]
+    Aws(#[from] crate::ec2_nitro::AwsError),
+    /// The record of how a host is reached cannot be used.
+    #[error(transparent)]
+    Reach(#[from] crate::nitro_host::ReachError),
     /// Google refused, or did not answer.
     #[error(transparent)]
     Google(#[from] crate::gcp::Error),
@@ -163,6 +172,8 @@ impl Error {
                     .into(),
             ),
             Self::Google(error) => error.hint(),
+            Self::Aws(error) => error.hint(),
+            Self::Ec2(refusal) => Some(refusal.hint()),
             Self::NoHost { .. } => {
                 Some("make one with `keyferry host up`, or name its directory with -C".into())
             }

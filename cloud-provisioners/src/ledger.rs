@@ -144,6 +144,18 @@ impl Ledger {
         self.save()
     }
 
+    /// Removes the ledger of a deployment of which nothing is left. Anything that may exist keeps it.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be removed.
+    pub fn discard(self) -> Result<(), Error> {
+        if !self.content.resources.is_empty() {
+            return Ok(());
+        }
+        std::fs::remove_file(&self.path).map_err(Error::file("remove", &self.path))
+    }
+
     fn save(&self) -> Result<(), Error> {
         let failed = |source| Error::Json { path: self.path.clone(), source };
         let mut bytes = serde_json::to_vec_pretty(&self.content).map_err(failed)?;

@@ -1,17 +1,18 @@
 //! What is kept of a host between two runs.
 
-use std::net::IpAddr;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::nitro_host::HostKey;
 use crate::{Error, durable};
 
 /// Version of the file; a later one is refused rather than misread.
 const VERSION: u32 = 1;
 /// Directory of a host in which this program keeps its state and the ledger.
-const OWN_DIRECTORY: &str = ".keyferry";
+pub(super) const OWN_DIRECTORY: &str = ".keyferry";
 
 /// A line of Linux kernels that Amazon Linux 2023 is published with. `kernel-default` is not one: it moves from line to
 /// line.
@@ -41,28 +42,6 @@ impl KernelLine {
     }
 }
 
-/// The processor of a host; that of the enclave image must be the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Architecture {
-    /// Intel and AMD.
-    #[default]
-    X86_64,
-    /// Graviton.
-    Arm64,
-}
-
-impl Architecture {
-    /// As AWS writes it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64",
-            Self::Arm64 => "arm64",
-        }
-    }
-}
-
 /// The machine image a host starts from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -71,6 +50,15 @@ pub enum ImageChoice {
     AmazonLinux2023(KernelLine),
     /// This one.
     Id(String),
+}
+
+impl fmt::Display for ImageChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AmazonLinux2023(line) => write!(f, "Amazon Linux 2023, kernel {}", line.name()),
+            Self::Id(id) => f.write_str(id),
+        }
+    }
 }
 
 /// Who can reach the host.
@@ -112,6 +100,8 @@ pub struct Wanted {
     pub spot: bool,
     /// The user to log in as, where the image does not tell.
     pub user: Option<String>,
+    /// The host's own SSH key, where the console does not tell.
+    pub host_key: Option<HostKey>,
     /// An existing instance to use instead of a new one.
     pub adopt: Option<String>,
 }
@@ -128,35 +118,6 @@ pub struct Launch {
     pub zone: String,
 }
 
-/// A host that runs, and how its own identity is known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Host {
-    /// Id of the deployment; everything that was made for it carries this in the tag `deployment-id`.
-    pub deployment_id: String,
-    /// The AWS region.
-    pub region: String,
-    /// The instance.
-    pub instance_id: String,
-    /// Its type.
-    pub instance_type: String,
-    /// Its processor.
-    pub architecture: Architecture,
-    /// Its vCPUs.
-    pub vcpus: u32,
-    /// The address it is reached at: public, or private where there is no public one.
-    pub address: IpAddr,
-    /// The user to log in as.
-    pub user: String,
-    /// File of the private key to log in with, mode 0600; absolute.
-    pub key_file: PathBuf,
-    /// The host's public SSH keys, as `ssh-ed25519 AAAA…` without a comment, learned from the console through the EC2
-    /// API. Never empty: nothing else may answer in its name.
-    pub host_keys: Vec<String>,
-    /// Whether it was there before, and stays.
-    pub adopted: bool,
-}
-
 /// Everything that is kept of a host, in `.keyferry/host.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,15 +129,13 @@ pub struct State {
     pub wanted: Wanted,
     /// The launch, once it was begun.
     pub launch: Option<Launch>,
-    /// The host, once it runs and its keys are known.
-    pub host: Option<Host>,
 }
 
 impl State {
     /// The state before anything was made.
     #[must_use]
     pub fn new(account: String, wanted: Wanted) -> Self {
-        Self { version: VERSION, account, wanted, launch: None, host: None }
+        Self { version: VERSION, account, wanted, launch: None }
     }
 
     /// What is kept in `directory`, or `None`.
@@ -199,7 +158,7 @@ impl State {
     /// # Errors
     ///
     /// When the file cannot be written; the old one is then still in place.
-    pub fn save(&self, directory: &Path) -> Result<(), Error> {
+    pub(super) fn save(&self, directory: &Path) -> Result<(), Error> {
         let path = own_file(directory, "host.json");
         let failed = |source| Error::Json { path: path.clone(), source };
         let mut bytes = serde_json::to_vec_pretty(self).map_err(failed)?;
@@ -208,16 +167,10 @@ impl State {
     }
 }
 
-impl Host {
-    /// The host of `directory`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoHost`] when none was made, or its making has not ended.
-    pub fn read(directory: &Path) -> Result<Self, Error> {
-        let none = || Error::NoHost { directory: directory.to_owned() };
-        State::read(directory)?.and_then(|state| state.host).ok_or_else(none)
-    }
+/// Where the private key of a host goes that was given no other place.
+#[must_use]
+pub fn default_key_file(directory: &Path) -> PathBuf {
+    own_file(directory, "host_key")
 }
 
 /// A file of this program beside the host's.
@@ -239,7 +192,7 @@ fn parse(bytes: &[u8]) -> Result<State, serde_json::Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     pub(in crate::ec2_nitro) fn wanted() -> Wanted {
@@ -255,23 +208,8 @@ mod tests {
             volume_gib: 20,
             spot: false,
             user: None,
+            host_key: None,
             adopt: None,
-        }
-    }
-
-    fn host() -> Host {
-        Host {
-            deployment_id: "d-1".into(),
-            region: "us-east-1".into(),
-            instance_id: "i-0123456789abcdef0".into(),
-            instance_type: "c5.xlarge".into(),
-            architecture: Architecture::X86_64,
-            vcpus: 4,
-            address: "203.0.113.10".parse().unwrap(),
-            user: "ec2-user".into(),
-            key_file: "/home/me/host/.keyferry/host_key".into(),
-            host_keys: vec!["ssh-ed25519 AAAA".into()],
-            adopted: false,
         }
     }
 
@@ -280,17 +218,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join(OWN_DIRECTORY)).unwrap();
         assert_eq!(State::read(directory.path()).unwrap(), None);
-        assert!(matches!(Host::read(directory.path()), Err(Error::NoHost { .. })));
-
         let mut state = State::new("123456789012".into(), wanted());
         state.save(directory.path()).unwrap();
-        assert!(matches!(Host::read(directory.path()), Err(Error::NoHost { .. })));
         state.launch =
             Some(Launch { token: "t".into(), subnet: "subnet-1".into(), zone: "us-east-1a".into() });
-        state.host = Some(host());
         state.save(directory.path()).unwrap();
         assert_eq!(State::read(directory.path()).unwrap(), Some(state));
-        assert_eq!(Host::read(directory.path()).unwrap(), host());
     }
 
     #[test]
