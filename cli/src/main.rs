@@ -39,6 +39,9 @@ enum Command {
     KmsImage(commands::kms_image::Arguments),
     #[command(subcommand)]
     Enclave(commands::enclave::Command),
+    /// Stand up the EC2 host of an enclave, and take it down
+    #[command(subcommand)]
+    Host(commands::host::Command),
     #[command(subcommand)]
     Keys(commands::keys::Command),
     /// Run the enclave's way out on its parent
@@ -62,6 +65,10 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Enclave(command) => {
             command_line::logs::install(command_line::logs::LogFormat::Text, "warn");
             commands::enclave::run(command, &mut io::stdout(), &mut io::stderr())
+        }
+        Command::Host(command) => {
+            command_line::logs::install(command_line::logs::LogFormat::Text, "info");
+            block_on(commands::host::run(command))
         }
         Command::Keys(command) => commands::keys::run(command),
         Command::Chain(command) => commands::chain::run(command),

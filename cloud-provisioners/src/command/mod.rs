@@ -1,7 +1,8 @@
-//! The command line: what dstack-cloud offers for GCP, under the same names.
+//! The command line: what dstack-cloud offers for GCP, under the same names; and [`host`], the EC2 host of an enclave.
 
 mod bring_up;
 mod firewall;
+pub mod host;
 mod machine;
 mod new;
 mod pull;
@@ -13,6 +14,7 @@ use clap::{Args, Subcommand};
 use command_line::{Exit, Failure};
 
 use crate::bring_up::{Registrar, Verifier};
+use crate::ec2_nitro::AwsError;
 use crate::{Error, gcp};
 
 /// What to do with a project's machine.
@@ -107,10 +109,16 @@ pub async fn run(command: Command, surroundings: &dyn Surroundings) -> Result<()
 fn failure(error: Error) -> Failure {
     let exit = match &error {
         Error::Google(error) if error.is_no_answer() => Exit::NoAnswer,
+        Error::Aws(error) if error.is_no_answer() => Exit::NoAnswer,
+        Error::Aws(AwsError::NoRegion) => Exit::Usage,
+        Error::Aws(AwsError::Incomplete { .. }) => Exit::Internal,
         Error::Google(
             gcp::Error::Refused { .. } | gcp::Error::Operation { .. } | gcp::Error::Credentials { .. },
         )
         | Error::Refused(_)
+        | Error::Aws(_)
+        | Error::Ec2(_)
+        | Error::NoHost { .. }
         | Error::NotOurs { .. }
         | Error::EnvironmentKey { .. }
         | Error::Digest { .. }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::client::Client;
 use super::change::NewInstance;
+use super::client::Client;
 use super::console;
 use super::error::AwsError;
 use super::found::Instance;
@@ -252,7 +252,9 @@ impl Apply<'_> {
                 Err(error) => return Err(error),
             };
             match found {
-                Some(instance) if instance.state == state && instance.address().is_some() => return Ok(instance),
+                Some(instance) if instance.state == state && instance.address().is_some() => {
+                    return Ok(instance);
+                }
                 Some(instance) if instance.is_ending() => {
                     let reason = instance.reason.unwrap_or_else(|| "AWS gives no reason".to_owned());
                     return Err(AwsError::Ended { instance: id.to_owned(), state: instance.state, reason });

@@ -149,8 +149,7 @@ impl Client {
                 AwsError::NoAnswer { call, region, problem }
             }
             SdkError::ResponseError(answer) => {
-                let problem =
-                    format!("HTTP status {} and no answer of EC2", answer.raw().status().as_u16());
+                let problem = format!("HTTP status {} and no answer of EC2", answer.raw().status().as_u16());
                 AwsError::NoAnswer { call, region, problem }
             }
             _ => AwsError::NoAnswer { call, region, problem: innermost(&error) },

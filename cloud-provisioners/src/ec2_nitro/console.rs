@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn keys_are_found_behind_the_prefix_of_the_log() {
-        let console = format!("[    0.0] Linux\r\n{}login: ", block(&[ECDSA, "ssh-rsa AAAAB3NzaC1yc2E=", FIRST]));
+        let console =
+            format!("[    0.0] Linux\r\n{}login: ", block(&[ECDSA, "ssh-rsa AAAAB3NzaC1yc2E=", FIRST]));
         assert_eq!(found(&console), [FIRST, ECDSA]);
     }
 

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::apply::{Apply, INSTANCE, KEY_PAIR, Observer, Running, SECURITY_GROUP, new_instance};
 use super::client::Client;
 use super::found::{Found, Instance};
+use super::key_pair;
 use super::plan::{Plan, Recorded, Refusal, Step, own_name, plan};
 use super::read::Which;
 use super::removal::{self, Removal};
 use super::state::{ImageChoice, OWN_DIRECTORY, State, Wanted, own_file};
-use super::key_pair;
 use crate::ledger::{Ledger, Phase};
 use crate::nitro_host::{REACH_FILE, Reach};
 use crate::{Error, durable};
@@ -262,7 +262,7 @@ impl Deployment {
     ///
     /// When AWS refuses or does not answer.
     pub async fn status(&self, client: &Client) -> Result<Option<Instance>, Error> {
-        self.check_account(client).await?;
+        self.check_place(client).await?;
         let adopted = self.wanted().and_then(|wanted| wanted.adopt.clone());
         let which = adopted.as_deref().map_or(Which::Deployment(self.id()), Which::Id);
         let mut found = client.instances(which).await?;
@@ -277,14 +277,19 @@ impl Deployment {
     /// When AWS refuses or does not answer; [`Refusal::OtherAccount`] when another account's credentials would not show
     /// it.
     pub async fn removal(&self, client: &Client) -> Result<Removal, Error> {
-        self.check_account(client).await?;
+        self.check_place(client).await?;
         let mut removal = removal::look(client, &self.ledger).await?;
         removal.adopted = self.wanted().and_then(|wanted| wanted.adopt.clone());
         Ok(removal)
     }
 
-    async fn check_account(&self, client: &Client) -> Result<(), Error> {
+    /// In another region or account nothing of this host shows, which must not pass for its end.
+    async fn check_place(&self, client: &Client) -> Result<(), Error> {
         let Some(state) = &self.state else { return Ok(()) };
+        if state.wanted.region != client.region() {
+            let (recorded, asked) = (state.wanted.region.clone(), client.region().to_owned());
+            return Err(Refusal::Differs { what: "region", recorded, asked }.into());
+        }
         let actual = client.account().await?;
         if state.account != actual {
             return Err(Refusal::OtherAccount { recorded: state.account.clone(), actual }.into());

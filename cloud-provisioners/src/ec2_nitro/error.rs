@@ -169,7 +169,9 @@ fn refusal_hint(region: &str, code: &str, message: &str) -> Option<String> {
              or use --region"
         ),
         "MaxSpotInstanceCountExceeded" => {
-            format!("ask for a higher quota L-34B43A08 (All Standard Spot Instance Requests) in {region}, or leave --spot out")
+            format!(
+                "ask for a higher quota L-34B43A08 (All Standard Spot Instance Requests) in {region}, or leave --spot out"
+            )
         }
         "InsufficientInstanceCapacity" | "Unsupported" => {
             "try again later, or with another --instance-type or --region".into()

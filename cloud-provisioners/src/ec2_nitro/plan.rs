@@ -269,11 +269,14 @@ impl Refusal {
             Self::Image { .. } => "leave --image out to take Amazon Linux 2023".into(),
             Self::UnknownUser { .. } => "name the user with --user".into(),
             Self::KeyWithoutFile { .. } => {
-                "put the private key there, or choose another --key-name; nothing can get it back from EC2".into()
+                "put the private key there, or choose another --key-name; nothing can get it back from EC2"
+                    .into()
             }
             Self::OtherKey { .. } => "choose another --key-name, or the right --key".into(),
             Self::KeyFile { .. } => "name another file with --key; one that is not there is made".into(),
-            Self::Differs { .. } => "remove it first with `keyferry host down`, or use another directory".into(),
+            Self::Differs { .. } => {
+                "remove it first with `keyferry host down`, or use another directory".into()
+            }
             Self::OtherAccount { .. } => "use that account's credentials, for example with --profile".into(),
             Self::OtherGroup { name } => format!("delete the security group {name} if nobody needs it"),
             Self::Several(_) => "`keyferry host down` ends all of them".into(),
@@ -317,10 +320,7 @@ pub(super) fn own_name(deployment: &str) -> String {
 fn check_record(wanted: &Wanted, recorded: Recorded<'_>, found: &Found) -> Result<(), Refusal> {
     let Some(state) = recorded.state.filter(|_| recorded.began) else { return Ok(()) };
     if state.account != found.account {
-        return Err(Refusal::OtherAccount {
-            recorded: state.account.clone(),
-            actual: found.account.clone(),
-        });
+        return Err(Refusal::OtherAccount { recorded: state.account.clone(), actual: found.account.clone() });
     }
     let before = &state.wanted;
     let access = |wanted: &Wanted| match &wanted.access {
@@ -378,7 +378,8 @@ fn check_machine<'a>(wanted: &Wanted, found: &'a Found) -> Result<&'a Machine, R
     let refuse =
         |problem: String| Refusal::InstanceType { instance_type: wanted.instance_type.clone(), problem };
     let machine = found.machine.as_ref();
-    let machine = machine.ok_or_else(|| refuse(format!("there is none of this name in {}", wanted.region)))?;
+    let machine =
+        machine.ok_or_else(|| refuse(format!("there is none of this name in {}", wanted.region)))?;
     if !machine.enclaves {
         return Err(refuse("AWS does not support enclaves on it".into()));
     }
@@ -394,7 +395,8 @@ fn check_machine<'a>(wanted: &Wanted, found: &'a Found) -> Result<&'a Machine, R
 fn choose_image(plan: &mut Plan, machine: &Machine, found: &Found) -> Result<(), Refusal> {
     match &plan.wanted.image {
         ImageChoice::AmazonLinux2023(line) => {
-            let architecture = machine.architectures.iter().find(|it| matches!(it.as_str(), "x86_64" | "arm64"));
+            let architecture =
+                machine.architectures.iter().find(|it| matches!(it.as_str(), "x86_64" | "arm64"));
             let architecture = architecture.map_or("x86_64", String::as_str);
             plan.image = format!(
                 "resolve:ssm:/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-{}-{architecture}",
@@ -423,7 +425,8 @@ fn choose_image(plan: &mut Plan, machine: &Machine, found: &Found) -> Result<(),
 
 /// Who logs in to an image.
 fn user(wanted: &Wanted, image: &Image) -> Result<String, Refusal> {
-    let published = || USERS.iter().find(|(owner, _)| *owner == image.owner).map(|(_, user)| (*user).to_owned());
+    let published =
+        || USERS.iter().find(|(owner, _)| *owner == image.owner).map(|(_, user)| (*user).to_owned());
     wanted.user.clone().or_else(published).ok_or_else(|| Refusal::UnknownUser { image: image.id.clone() })
 }
 
@@ -445,12 +448,7 @@ fn plan_key(plan: &mut Plan, found: &Found) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn plan_group(
-    plan: &mut Plan,
-    recorded: Recorded<'_>,
-    found: &Found,
-    vpc: String,
-) -> Result<(), Refusal> {
+fn plan_group(plan: &mut Plan, recorded: Recorded<'_>, found: &Found, vpc: String) -> Result<(), Refusal> {
     let before = match &found.group {
         Some(group) if group.deployment.as_deref() != Some(recorded.deployment) => {
             return Err(Refusal::OtherGroup { name: group.name.clone() });
@@ -491,8 +489,9 @@ fn running(plan: &mut Plan, recorded: Recorded<'_>, instance: &Instance) {
     }
     let before = recorded.reach.filter(|reach| reach.instance_id.as_ref() == Some(&instance.id));
     let address: Option<IpAddr> = instance.address();
-    let current =
-        before.is_some_and(|reach| Some(reach.address) == address) && instance.state == "running" && instance.enclaves;
+    let current = before.is_some_and(|reach| Some(reach.address) == address)
+        && instance.state == "running"
+        && instance.enclaves;
     if !current {
         // A key once learned stays: a machine that moves to another address keeps its identity.
         let known = before.map(|reach| reach.host_key.clone());

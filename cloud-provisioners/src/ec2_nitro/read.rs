@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use aws_sdk_ec2::types::{
-    self, ArchitectureType, DeviceType, InstanceLifecycleType, LocationType, NitroEnclavesSupport, Tag, UsageClassType,
-};
 use aws_sdk_ec2::primitives::DateTimeFormat;
+use aws_sdk_ec2::types::{
+    self, ArchitectureType, DeviceType, InstanceLifecycleType, LocationType, NitroEnclavesSupport, Tag,
+    UsageClassType,
+};
 
 use super::client::{Client, filter};
 use super::error::AwsError;
@@ -82,11 +83,15 @@ impl Client {
     /// The zones that have an instance type.
     pub(super) async fn zones_with(&self, instance_type: &str) -> Result<Vec<String>, AwsError> {
         const CALL: &str = "DescribeInstanceTypeOfferings";
-        let request = self.ec2.describe_instance_type_offerings().location_type(LocationType::AvailabilityZone);
+        let request =
+            self.ec2.describe_instance_type_offerings().location_type(LocationType::AvailabilityZone);
         let answer = request.filters(filter("instance-type", &[instance_type])).send().await;
         let answer = answer.map_err(|error| self.failed(CALL, error))?;
-        let mut zones: Vec<String> =
-            answer.instance_type_offerings().iter().filter_map(|it| it.location().map(str::to_owned)).collect();
+        let mut zones: Vec<String> = answer
+            .instance_type_offerings()
+            .iter()
+            .filter_map(|it| it.location().map(str::to_owned))
+            .collect();
         zones.sort();
         Ok(zones)
     }
@@ -153,7 +158,8 @@ impl Client {
         const CALL: &str = "DescribeKeyPairs";
         let request = self.ec2.describe_key_pairs().include_public_key(true).filters(filter(name, &[value]));
         let answer = request.send().await.map_err(|error| self.failed(CALL, error))?;
-        let without_comment = |line: &str| line.split_ascii_whitespace().take(2).collect::<Vec<_>>().join(" ");
+        let without_comment =
+            |line: &str| line.split_ascii_whitespace().take(2).collect::<Vec<_>>().join(" ");
         Ok(answer
             .key_pairs()
             .iter()
@@ -168,7 +174,8 @@ impl Client {
     /// Ids of the volumes of a deployment.
     pub(super) async fn volumes(&self, deployment: &str) -> Result<Vec<String>, AwsError> {
         const CALL: &str = "DescribeVolumes";
-        let request = self.ec2.describe_volumes().filters(filter(&format!("tag:{DEPLOYMENT_TAG}"), &[deployment]));
+        let request =
+            self.ec2.describe_volumes().filters(filter(&format!("tag:{DEPLOYMENT_TAG}"), &[deployment]));
         let answer = request.send().await.map_err(|error| self.failed(CALL, error))?;
         Ok(answer.volumes().iter().filter_map(|it| it.volume_id().map(str::to_owned)).collect())
     }
@@ -196,7 +203,8 @@ fn tags(tags: &[Tag]) -> BTreeMap<String, String> {
 }
 
 fn group(group: &types::SecurityGroup) -> Group {
-    let ssh = group.ip_permissions().iter().filter(|it| it.from_port() <= Some(22) && it.to_port() >= Some(22));
+    let ssh =
+        group.ip_permissions().iter().filter(|it| it.from_port() <= Some(22) && it.to_port() >= Some(22));
     let sources = ssh.flat_map(|it| {
         let v4 = it.ip_ranges().iter().filter_map(types::IpRange::cidr_ip);
         v4.chain(it.ipv6_ranges().iter().filter_map(types::Ipv6Range::cidr_ipv6))
@@ -231,9 +239,6 @@ pub(super) fn instance(it: &types::Instance) -> Instance {
         launched: it.launch_time().and_then(|it| it.fmt(DateTimeFormat::DateTime).ok()),
         spot: it.instance_lifecycle() == Some(&InstanceLifecycleType::Spot),
         can_stop: it.root_device_type() == Some(&DeviceType::Ebs),
-        hibernates: it
-            .hibernation_options()
-            .and_then(types::HibernationOptions::configured)
-            .unwrap_or(false),
+        hibernates: it.hibernation_options().and_then(types::HibernationOptions::configured).unwrap_or(false),
     }
 }

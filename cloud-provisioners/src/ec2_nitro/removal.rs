@@ -105,7 +105,8 @@ async fn ours(client: &Client, ledger: &Ledger) -> Result<Vec<Instance>, AwsErro
         let mut found = client.instances(Which::Deployment(deployment)).await?;
         let prefix = format!("keyferry-{deployment}-");
         found.retain(|it| {
-            it.client_token.starts_with(&prefix) || recorded.iter().any(|record| record.id.as_ref() == Some(&it.id))
+            it.client_token.starts_with(&prefix)
+                || recorded.iter().any(|record| record.id.as_ref() == Some(&it.id))
         });
         let lost = recorded
             .iter()
@@ -139,7 +140,8 @@ pub(super) async fn remove(
     }
     forget(ledger, INSTANCE)?;
     for id in client.volumes(ledger.deployment_id()).await? {
-        until_unused(client, &format!("volume {id} is deleted"), async || client.delete_volume(&id).await).await?;
+        until_unused(client, &format!("volume {id} is deleted"), async || client.delete_volume(&id).await)
+            .await?;
         observer.gone("volume", &id);
     }
     for (id, name) in &removal.groups {

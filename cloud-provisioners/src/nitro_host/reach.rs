@@ -266,7 +266,8 @@ mod tests {
         let path = directory.path().join(REACH_FILE);
         reach(directory.path()).save(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        for wrong in [text.replace("\"version\": 1", "\"version\": 2"), text.replace("\"port\"", "\"prot\"")] {
+        for wrong in [text.replace("\"version\": 1", "\"version\": 2"), text.replace("\"port\"", "\"prot\"")]
+        {
             std::fs::write(&path, wrong).unwrap();
             assert!(matches!(Reach::load(&path), Err(ReachError::Json { .. })));
         }
