@@ -2,6 +2,7 @@
 # Installs what a fresh Debian or Ubuntu with Rust lacks for building and testing. Sourced by the other scripts.
 #
 #   need COMMAND PACKAGE…   installs the Debian packages unless COMMAND is there
+#   keep CACHE NAME COMMAND…   runs COMMAND with a new directory as its last argument, and keeps it as CACHE/NAME
 set -euo pipefail
 
 as_root() {
@@ -20,6 +21,21 @@ need() {
   echo "installing $*" >&2
   as_root apt-get update -qq >&2
   DEBIAN_FRONTEND=noninteractive as_root apt-get install -y -qq "$@" >&2
+}
+
+# What is there stays. Where the command fails, a registry cannot be reached: this says so and ends well.
+keep() {
+  local cache=$1 name=$2 unfinished
+  shift 2
+  if [ -d "$cache/$name" ]; then return; fi
+  mkdir -p "$cache"
+  unfinished=$(mktemp -d "$cache/unfinished.XXXXXX")
+  if timeout 300 "$@" "$unfinished" >&2; then
+    mv "$unfinished" "$cache/$name"
+  else
+    rm -rf "$unfinished"
+    echo "skipped: $name, because its registry cannot be reached from here" >&2
+  fi
 }
 
 need_rust() {

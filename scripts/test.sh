@@ -52,6 +52,8 @@ if $all; then
   need mtype mtools
   step "SDKs of the tests that are apps"
   scripts/sdk-tools.sh
+  step "tools of the tests that ask AWS"
+  scripts/aws-tools.sh
   step "tools of the tests that run a chain"
   need_anvil
 fi

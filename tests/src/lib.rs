@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+pub mod aws;
 pub mod google;
 mod images;
 mod machine;

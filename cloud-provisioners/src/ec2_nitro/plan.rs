@@ -349,7 +349,7 @@ fn check_record(wanted: &Wanted, recorded: Recorded<'_>, found: &Found) -> Resul
 /// A host of our own.
 fn make(plan: &mut Plan, recorded: Recorded<'_>, found: &Found) -> Result<(), Refusal> {
     let wanted = plan.wanted.clone();
-    let machine = check_machine(&wanted, found)?;
+    let machine = check_machine(&wanted.instance_type, &wanted, found)?;
     choose_image(plan, machine, found)?;
     let alive: Vec<&Instance> = found.instances.iter().filter(|it| !it.is_ending()).collect();
     if alive.len() > 1 {
@@ -374,9 +374,8 @@ fn make(plan: &mut Plan, recorded: Recorded<'_>, found: &Found) -> Result<(), Re
     Ok(())
 }
 
-fn check_machine<'a>(wanted: &Wanted, found: &'a Found) -> Result<&'a Machine, Refusal> {
-    let refuse =
-        |problem: String| Refusal::InstanceType { instance_type: wanted.instance_type.clone(), problem };
+fn check_machine<'a>(instance_type: &str, wanted: &Wanted, found: &'a Found) -> Result<&'a Machine, Refusal> {
+    let refuse = |problem: String| Refusal::InstanceType { instance_type: instance_type.to_owned(), problem };
     let machine = found.machine.as_ref();
     let machine =
         machine.ok_or_else(|| refuse(format!("there is none of this name in {}", wanted.region)))?;
@@ -509,8 +508,7 @@ fn adopt(plan: &mut Plan, id: &str, recorded: Recorded<'_>, found: &Found) -> Re
     if let Some(other) = instance.deployment().filter(|other| *other != recorded.deployment) {
         return Err(refuse(&format!("belongs to the deployment {other}")));
     }
-    plan.wanted.instance_type.clone_from(&instance.instance_type);
-    check_machine(&plan.wanted, found)?;
+    check_machine(&instance.instance_type, &plan.wanted, found)?;
     if found.local_key.is_none() {
         let problem = "is not there, and only it logs in to an instance that is".to_owned();
         return Err(Refusal::KeyFile { path: plan.wanted.key_file.clone(), problem });
