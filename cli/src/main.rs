@@ -67,7 +67,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
             commands::enclave::run(command, &mut io::stdout(), &mut io::stderr())
         }
         Command::Host(command) => {
-            command_line::logs::install(command_line::logs::LogFormat::Text, "info");
+            command_line::logs::install(command_line::logs::LogFormat::Text, "warn,cloud_provisioners=info");
             block_on(commands::host::run(command))
         }
         Command::Keys(command) => commands::keys::run(command),

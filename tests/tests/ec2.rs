@@ -191,7 +191,7 @@ async fn a_second_up_mends(fault: Fault) {
     let changes = calls.iter().filter(|call| !call.reads()).count();
     assert_eq!(
         (calls.len(), changes),
-        (16, 4),
+        (18, 4),
         "{:?}",
         calls.iter().map(|it| &it.action).collect::<Vec<_>>()
     );
@@ -240,6 +240,28 @@ async fn a_second_up_mends_a_connection_cut_before_any_call_is_carried_out() {
 #[tokio::test]
 async fn a_second_up_mends_a_connection_cut_after_any_call_was_carried_out() {
     a_second_up_mends(Fault::AnswerLost).await;
+}
+
+/// A call that is repeated because its first answer was lost meets what it made itself.
+#[tokio::test]
+async fn a_repeated_call_makes_nothing_twice() {
+    let Some(aws) = Aws::start() else { return };
+    let client = client(&aws).await;
+    for changed in ["ImportKeyPair", "CreateSecurityGroup", "AuthorizeSecurityGroupIngress", "RunInstances"] {
+        let clean = tempfile::tempdir().unwrap();
+        aws.forget_calls();
+        up(&client, clean.path(), &wanted(clean.path())).await.unwrap();
+        let at = aws.calls().iter().position(|call| call.action == changed && !call.reads()).unwrap();
+        down(&client, clean.path()).await.unwrap();
+
+        let directory = tempfile::tempdir().unwrap();
+        aws.forget_calls();
+        aws.fail(at, Fault::FirstAnswerLost);
+        up(&client, directory.path(), &wanted(directory.path())).await.unwrap();
+        assert_eq!(kinds(&aws), ONE_HOST, "{changed}");
+        down(&client, directory.path()).await.unwrap();
+        assert_eq!(aws.inventory(REGION), Vec::<String>::new(), "{changed}");
+    }
 }
 
 /// Whatever goes wrong at whatever call of `down`, running it again leaves nothing.

@@ -329,7 +329,7 @@ fn an_expired_sign_in_is_said_before_anything_is_asked() {
     let cache = operator.directory(".aws/sso/cache");
     // Named by the SHA-1 of the session's name.
     let token = r#"{"accessToken":"old","expiresAt":"2020-01-01T00:00:00Z","region":"us-east-1"}"#;
-    std::fs::write(cache.join("2c5a5b5d8c6ed8fe5fd4c3a1c4ad7bb4e8a0b5f6.json"), token).unwrap();
+    std::fs::write(cache.join("ee0bfd2552fbd840c02cc48b6e823320543c450f.json"), token).unwrap();
     let mut command = operator.command(&directory, &["up", "--yes", "--profile", "work"]);
     command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
     let finished = finish(command, DEADLINE);

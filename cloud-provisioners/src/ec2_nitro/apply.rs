@@ -14,7 +14,7 @@ use super::state::{Access, Launch, State};
 use crate::Error;
 use crate::ledger::{Ledger, Phase};
 use crate::nitro_host::HostKey;
-use crate::patience::{Deadline, Pauses};
+use crate::patience::Deadline;
 
 /// Kinds in the ledger.
 pub(super) const INSTANCE: &str = "instance";
@@ -140,7 +140,7 @@ impl Apply<'_> {
     async fn allow_ssh(&mut self, source: ipnet::IpNet) -> Result<(), Error> {
         let group = self.known_group()?;
         let deadline = Deadline::within(self.client.patience.call);
-        let mut pauses = self.pauses();
+        let mut pauses = self.client.pauses();
         loop {
             match self.client.allow_ssh(&group, source).await {
                 // A new group is not known everywhere at once.
@@ -193,9 +193,9 @@ impl Apply<'_> {
 
     async fn launch_once(&mut self, plan: &Plan, token: &str) -> Result<String, AwsError> {
         let subnet = self.state.launch.as_ref().map_or("", |launch| launch.subnet.as_str());
-        let new = new_instance(plan, self.ledger.deployment_id(), token, subnet, self.group.as_deref());
+        let new = new_instance(plan, self.ledger.deployment_id(), Some(token), subnet, self.group.as_deref());
         let deadline = Deadline::within(self.client.patience.call);
-        let mut pauses = self.pauses();
+        let mut pauses = self.client.pauses();
         loop {
             match self.client.launch(&new).await {
                 // A new group or key pair is not known everywhere at once.
@@ -241,7 +241,7 @@ impl Apply<'_> {
 
     async fn wait_for(&mut self, id: &str, state: &'static str) -> Result<Instance, AwsError> {
         let deadline = Deadline::within(self.client.patience.instance);
-        let mut pauses = self.pauses();
+        let mut pauses = self.client.pauses();
         self.observer.waiting(&format!("{id} to be {state}"));
         loop {
             let found = self.client.instances(Which::Id(id)).await;
@@ -271,7 +271,7 @@ impl Apply<'_> {
 
     async fn learn_key(&mut self, id: &str) -> Result<HostKey, AwsError> {
         let deadline = Deadline::within(self.client.patience.console);
-        let mut pauses = self.pauses();
+        let mut pauses = self.client.pauses();
         self.observer.waiting(&format!("the SSH key of {id} on its console"));
         loop {
             let console = match self.client.console(id).await {
@@ -288,10 +288,6 @@ impl Apply<'_> {
             }
             pauses.pause(deadline).await;
         }
-    }
-
-    fn pauses(&self) -> Pauses {
-        Pauses::new(self.client.patience.first_pause, self.client.patience.first_pause * 20)
     }
 
     fn known_group(&self) -> Result<String, AwsError> {
@@ -318,7 +314,7 @@ impl Apply<'_> {
 pub(super) fn new_instance<'a>(
     plan: &'a Plan,
     deployment: &'a str,
-    token: &'a str,
+    token: Option<&'a str>,
     subnet: &'a str,
     group: Option<&'a str>,
 ) -> NewInstance<'a> {

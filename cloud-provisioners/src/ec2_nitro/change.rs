@@ -20,7 +20,8 @@ use super::{DEPLOYMENT_TAG, MANAGED_BY, read};
 pub(super) struct NewInstance<'a> {
     pub(super) deployment: &'a str,
     pub(super) name: &'a str,
-    pub(super) token: &'a str,
+    /// `None` when nothing is made.
+    pub(super) token: Option<&'a str>,
     pub(super) instance_type: &'a str,
     /// The id of an image, or `resolve:ssm:` and the name of a parameter.
     pub(super) image: &'a str,
@@ -73,7 +74,7 @@ impl Client {
         let request = self
             .ec2
             .run_instances()
-            .client_token(new.token)
+            .set_client_token(new.token.map(str::to_owned))
             .image_id(new.image)
             .instance_type(new.instance_type.into())
             .min_count(1)

@@ -9,6 +9,10 @@ use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::Filter;
 
 use super::error::AwsError;
+use crate::patience::Pauses;
+
+/// Between two looks at what takes minutes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long is waited for what takes its time.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +25,7 @@ pub struct Patience {
     pub console: Duration,
     /// A launch whose answer was lost, until it would show.
     pub lost_launch: Duration,
-    /// The first pause between two looks; later ones are longer.
+    /// The first pause between two looks; later ones are longer, up to ten seconds.
     pub first_pause: Duration,
 }
 
@@ -32,7 +36,7 @@ impl Default for Patience {
             instance: Duration::from_secs(10 * 60),
             console: Duration::from_secs(10 * 60),
             lost_launch: Duration::from_secs(60),
-            first_pause: Duration::from_millis(500),
+            first_pause: Duration::from_millis(100),
         }
     }
 }
@@ -114,6 +118,11 @@ impl Client {
             Ok(Err(error)) => Err(missing(causes(&error))),
             Err(_) => Err(missing(format!("no provider answered in {} s", self.patience.call.as_secs()))),
         }
+    }
+
+    /// The pauses between two looks.
+    pub(super) fn pauses(&self) -> Pauses {
+        Pauses::new(self.patience.first_pause, LONGEST_PAUSE)
     }
 
     /// The account the credentials belong to.

@@ -103,7 +103,7 @@ impl Deployment {
         for step in &plan.steps {
             if let Step::Launch { places, resume: None } = step {
                 let subnet = places.first().map_or("", |(subnet, _)| subnet.as_str());
-                let new = new_instance(&plan, self.id(), "", subnet, None);
+                let new = new_instance(&plan, self.id(), None, subnet, None);
                 match client.try_launch(&new).await {
                     Err(error) if !error.is_about_the_zone() => return Err(error.into()),
                     _ => {}

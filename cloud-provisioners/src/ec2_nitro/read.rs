@@ -198,8 +198,10 @@ fn text(value: Option<&str>) -> String {
     value.unwrap_or_default().to_owned()
 }
 
+/// Anybody in the account can write tags, and they are shown on terminals.
 fn tags(tags: &[Tag]) -> BTreeMap<String, String> {
-    tags.iter().map(|tag| (text(tag.key()), text(tag.value()))).collect()
+    let printable = |value| text(value).replace(char::is_control, " ");
+    tags.iter().map(|tag| (printable(tag.key()), printable(tag.value()))).collect()
 }
 
 fn group(group: &types::SecurityGroup) -> Group {

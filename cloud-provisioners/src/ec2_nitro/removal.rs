@@ -9,7 +9,7 @@ use super::found::Instance;
 use super::read::Which;
 use crate::Error;
 use crate::ledger::{Ledger, Phase};
-use crate::patience::{Deadline, Pauses};
+use crate::patience::Deadline;
 
 /// What is there of a deployment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,7 +100,7 @@ async fn ours(client: &Client, ledger: &Ledger) -> Result<Vec<Instance>, AwsErro
     let deployment = ledger.deployment_id();
     let recorded: Vec<_> = ledger.resources().iter().filter(|it| it.kind == INSTANCE).collect();
     let deadline = Deadline::within(client.patience.lost_launch);
-    let mut pauses = Pauses::new(client.patience.first_pause, client.patience.first_pause * 8);
+    let mut pauses = client.pauses();
     loop {
         let mut found = client.instances(Which::Deployment(deployment)).await?;
         let prefix = format!("keyferry-{deployment}-");
@@ -179,7 +179,7 @@ fn forget(ledger: &mut Ledger, kind: &str) -> Result<(), Error> {
 
 async fn wait_for_end(client: &Client, id: &str, observer: &mut dyn Observer) -> Result<(), AwsError> {
     let deadline = Deadline::within(client.patience.instance);
-    let mut pauses = Pauses::new(client.patience.first_pause, client.patience.first_pause * 20);
+    let mut pauses = client.pauses();
     observer.waiting(&format!("{id} to be terminated"));
     loop {
         match client.instances(Which::Id(id)).await {
@@ -202,7 +202,7 @@ async fn until_unused(
     delete: impl AsyncFn() -> Result<(), AwsError>,
 ) -> Result<(), AwsError> {
     let deadline = Deadline::within(client.patience.instance);
-    let mut pauses = Pauses::new(client.patience.first_pause, client.patience.first_pause * 20);
+    let mut pauses = client.pauses();
     loop {
         match delete().await {
             Err(error) if matches!(error.code(), Some("DependencyViolation" | "VolumeInUse")) => {

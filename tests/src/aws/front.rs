@@ -79,7 +79,7 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
     let fault = record(&shared, &call);
     match fault {
         Some(Fault::Refused(status, code, message)) => {
-            return Ok(answer(gaps::refusal(status, code, message)));
+            return Ok(answer(gaps::refusal(&service, status, code, message)));
         }
         Some(Fault::Unanswered) => return Err(NoAnswer),
         Some(Fault::HeldBefore) => return hold(&shared).await,
@@ -87,7 +87,7 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
     }
     let answered = gaps::carry_out(&shared, &service, &call).await;
     match fault {
-        Some(Fault::AnswerLost) => Err(NoAnswer),
+        Some(Fault::AnswerLost | Fault::FirstAnswerLost) => Err(NoAnswer),
         Some(Fault::HeldAfter) => hold(&shared).await,
         _ => Ok(answer(answered)),
     }
@@ -102,7 +102,8 @@ fn record(shared: &Shared, call: &Call) -> Option<Fault> {
         inner.calls.push(call.clone());
         inner.calls.len() - 1
     });
-    inner.faults.iter().find(|(at, _)| *at == number).map(|(_, fault)| *fault)
+    let fault = inner.faults.iter().find(|(at, _)| *at == number).map(|(_, fault)| *fault);
+    fault.filter(|fault| *fault != Fault::FirstAnswerLost || before.is_none())
 }
 
 async fn hold(shared: &Shared) -> Result<Response<Full<Bytes>>, NoAnswer> {

@@ -36,11 +36,13 @@ struct Extra {
     silent: u8,
 }
 
-pub(super) fn refusal(status: u16, code: &str, message: &str) -> Answer {
-    let body = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Response><Errors><Error><Code>{code}</Code><Message>{message}</Message>\
-         </Error></Errors><RequestID>front</RequestID></Response>"
-    );
+/// A refusal as the service words it.
+pub(super) fn refusal(service: &str, status: u16, code: &str, message: &str) -> Answer {
+    let error = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+    let body = match service {
+        "sts" => format!("<ErrorResponse>{error}<RequestId>front</RequestId></ErrorResponse>"),
+        _ => format!("<Response><Errors>{error}</Errors><RequestID>front</RequestID></Response>"),
+    };
     (status, body)
 }
 
@@ -53,24 +55,25 @@ pub(super) fn elements(xml: &str, name: &str) -> Vec<String> {
 
 pub(super) async fn carry_out(shared: &Shared, service: &str, call: &Call) -> Answer {
     if !region_exists(shared, &call.region).await {
-        let message = "AWS was not able to validate the provided access credentials";
-        return refusal(401, "AuthFailure", message);
+        let (status, code, message) = match service {
+            "sts" => (403, "InvalidClientTokenId", "The security token included in the request is invalid"),
+            _ => (401, "AuthFailure", "AWS was not able to validate the provided access credentials"),
+        };
+        return refusal(service, status, code, message);
     }
     let pass_on = async || front::ask(shared, &call.region, service, &call.action, &call.parameters).await;
     match call.action.as_str() {
         "RunInstances" => run_instances(shared, call).await,
         "DescribeInstances" => describe_instances(shared, call, pass_on().await),
         "TerminateInstances" => {
-            let mut inner = shared.inner();
             for id in numbered(&call.parameters, "InstanceId") {
-                inner.gaps.instances.entry(id).or_default().ending = 1;
+                shared.inner().gaps.instances.entry(id).or_default().ending = 1;
             }
-            drop(inner);
             pass_on().await
         }
         "ModifyInstanceAttribute" => modify_instance(shared, call).await,
         "DeleteSecurityGroup" => match group_is_used(shared, call).await {
-            true => refusal(400, "DependencyViolation", "resource has a dependent object"),
+            true => refusal("ec2", 400, "DependencyViolation", "resource has a dependent object"),
             false => pass_on().await,
         },
         "GetConsoleOutput" => console(shared, call),
@@ -100,7 +103,9 @@ async fn run_instances(shared: &Shared, call: &Call) -> Answer {
     if let Some((asked, answer)) = before {
         return match asked == call.parameters {
             true => answer,
-            false => refusal(400, "IdempotentParameterMismatch", "the token was used with other parameters"),
+            false => {
+                refusal("ec2", 400, "IdempotentParameterMismatch", "the token was used with other parameters")
+            }
         };
     }
     let image = match image.strip_prefix("resolve:ssm:") {
@@ -141,7 +146,7 @@ fn describe_instances(shared: &Shared, call: &Call, (status, body): Answer) -> A
         if let Some(extra) = inner.gaps.instances.get_mut(id).filter(|it| it.unseen > 0) {
             extra.unseen -= 1;
             let message = format!("The instance ID '{id}' does not exist");
-            return refusal(400, "InvalidInstanceID.NotFound", &message);
+            return refusal("ec2", 400, "InvalidInstanceID.NotFound", &message);
         }
     }
     let public = inner.public_ip.to_string();
@@ -194,7 +199,7 @@ async fn modify_instance(shared: &Shared, call: &Call) -> Answer {
     }
     if !body.contains("<name>stopped</name>") {
         let message = format!("The instance '{id}' is not in the 'stopped' state.");
-        return refusal(400, "IncorrectInstanceState", &message);
+        return refusal("ec2", 400, "IncorrectInstanceState", &message);
     }
     shared.inner().gaps.instances.entry(id).or_default().enclaves = enabled == "true";
     let body = "<ModifyInstanceAttributeResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><return>true</return>\

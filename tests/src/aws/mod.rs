@@ -60,7 +60,7 @@ impl Call {
     }
 }
 
-/// How a call fails, with all its repetitions.
+/// How a call fails, with all its repetitions unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It is refused with this status, code and message; nothing happens.
@@ -69,6 +69,8 @@ pub enum Fault {
     Unanswered,
     /// It happens, and the connection is closed without an answer.
     AnswerLost,
+    /// It happens, and only its repetition is answered.
+    FirstAnswerLost,
     /// Nothing happens, and nothing is ever answered.
     HeldBefore,
     /// It happens, and nothing is ever answered.
