@@ -6,6 +6,7 @@ mod agent;
 pub mod aws;
 pub mod google;
 mod images;
+mod kms_machine;
 mod machine;
 mod process;
 mod programs;
@@ -14,6 +15,7 @@ mod trip;
 
 pub use agent::Agent;
 pub use images::{kernel, static_agent};
+pub use kms_machine::{Hold, KmsMachine};
 pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;

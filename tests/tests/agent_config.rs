@@ -8,6 +8,8 @@ use std::path::Path;
 
 use eif_builder::project::Project;
 use enclave_agent::config::{AgentConfig, Delivery, ExportForm, Restart};
+use kms_protocol::kms_file::{self, KmsFile};
+use ratls::issue::{self, KeyPair};
 
 const LEAST: &str = "[image]\nbinary = \"app\"\n[boot]\nkernel = \"bzImage\"\ninit = \"agent\"\nagent = \"agent\"\n\
                      [kms]\nurl = \"https://kms.example.com:12001\"\n\
@@ -60,4 +62,69 @@ fn the_dangers_arrive_and_nothing_else_does() {
     let text = built(folder.path(), "danger_accept_any_kms = true\ndanger_export_plaintext = true\n");
     let config = AgentConfig::from_toml(&text).unwrap();
     assert_eq!(config.dangers(), ["danger_accept_any_kms", "danger_export_plaintext"]);
+}
+
+/// A `kms.json` with the certificate of a root that the test made.
+fn kms_file() -> KmsFile {
+    let key = KeyPair::generate().unwrap();
+    let hash = "01".repeat(32);
+    KmsFile {
+        version: kms_file::VERSION,
+        url: "https://kms-a.example.com:12001".into(),
+        replicas: vec!["https://kms-b.example.com:12001".into()],
+        ca_pubkey: hex::encode(key.spki_der()),
+        ca_cert: issue::root_ca(&key, ratls::UnixTime::now()).unwrap().pem(),
+        k256_pubkey: K256.into(),
+        node: kms_file::Node {
+            tee_variant: "dstack-gcp-tdx".into(),
+            os_image_hash: hash.clone(),
+            mr_aggregated: hash.clone(),
+            device_id: hash.clone(),
+            compose_hash: hash,
+        },
+    }
+}
+
+#[test]
+fn a_kms_file_pins_the_address_and_both_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("kms.json"), kms_file().encode().unwrap()).unwrap();
+    let read = |lines: &str| {
+        let without_url = LEAST.replace("url = \"https://kms.example.com:12001\"\n", "");
+        fs::write(folder.path().join("keyferry.toml"), format!("{without_url}{lines}")).unwrap();
+        Project::read(folder.path()).and_then(|project| project.agent_config())
+    };
+    let text = read("file = \"kms.json\"\n").unwrap();
+    let config = AgentConfig::from_toml(&text).unwrap_or_else(|error| panic!("{error:?}\n{text}"));
+    let urls: Vec<_> = config.kms_urls.iter().map(ToString::to_string).collect();
+    assert_eq!(urls, ["https://kms-a.example.com:12001/prpc", "https://kms-b.example.com:12001/prpc"]);
+    assert_eq!(config.trust.names(), ["root-ca", "k256-pubkey"]);
+    assert_eq!(text, read("file = \"kms.json\"\n").unwrap(), "the same file gives the same measurement");
+    // Another node of the same KMS may come first.
+    let text = read("file = \"kms.json\"\nurl = \"https://kms-b.example.com:12001\"\n").unwrap();
+    let config = AgentConfig::from_toml(&text).unwrap();
+    assert_eq!(config.kms_urls[0].to_string(), "https://kms-b.example.com:12001/prpc");
+
+    for (lines, expected) in [
+        ("file = \"none.json\"\n", "none.json"),
+        (
+            "file = \"kms.json\"\nurl = \"https://other.example.com\"\n",
+            "[kms] url: is https://other.example.com",
+        ),
+        (
+            "file = \"kms.json\"\nk256_pubkey = \"0324653eac434488002cc06bbfb7f10fe18991e35f9fe4302dbea6d2353dc0ab1c\"\n",
+            "[kms] k256_pubkey: is 0324653e",
+        ),
+        ("file = \"kms.json\"\nkms_ca = \"fetch\"\n", "[kms] kms_ca: beside file"),
+        ("file = \"kms.json\"\ndanger_accept_any_kms = true\n", "danger_accept_any_kms"),
+        ("k256_pubkey = \"02\"\n", "needs url"),
+    ] {
+        let error = read(lines).expect_err(lines).to_string();
+        assert!(error.contains(expected), "{lines}: {error}");
+    }
+    let mut other = kms_file();
+    other.ca_pubkey = "00".into();
+    fs::write(folder.path().join("kms.json"), serde_json::to_vec(&other).unwrap()).unwrap();
+    let error = read("file = \"kms.json\"\n").unwrap_err().to_string();
+    assert!(error.contains("ca_pubkey: expected the key of the certificate"), "{error}");
 }

@@ -12,6 +12,8 @@ use cloud_provisioners::project::{App, GcpConfig, KeyProvider, Project, Settings
 use e2e::google::{Fault, Google};
 use tempfile::TempDir;
 
+/// A test gives up after this.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
 const NOW: &str = "2026-11-21T08:00:00";
 
 /// A project, its OS image and a client.
@@ -50,7 +52,7 @@ impl Site {
             },
             ..App::default()
         };
-        Project::create(&directory.path().join("kms"), &app, "services: {}\n", "#!/bin/sh\n").unwrap();
+        Project::create(&directory.path().join("kms"), &app, "services: {}\n", "#!/bin/sh\n", "{}").unwrap();
         let environment = google.environment();
         let at = |name: &str| environment.iter().find(|(key, _)| *key == name).unwrap().1.clone();
         let endpoints = Endpoints {
@@ -194,6 +196,108 @@ async fn a_second_run_mends_a_connection_cut_before_any_call_is_carried_out() {
 #[tokio::test]
 async fn a_second_run_mends_a_connection_cut_after_any_call_was_carried_out() {
     a_second_run_mends(Fault::AnswerLost).await;
+}
+
+/// What `kill -9` leaves: the call was carried out, and nothing was done or noted after it.
+#[tokio::test]
+async fn a_second_run_mends_a_kill_at_any_call() {
+    let calls = {
+        let google = Google::start();
+        Site::new(&google, KeyProvider::Tpm).deploy(&Replace::No).await.unwrap();
+        google.calls()
+    };
+    for (at, call) in calls.iter().enumerate().filter(|(_, call)| !call.line.starts_with("GET ")) {
+        let google = Google::start();
+        let site = Site::new(&google, KeyProvider::Tpm);
+        google.fail(at, Fault::HangsAfter);
+        let hangs = google.hangs();
+        let watch = tokio::task::spawn_blocking(move || hangs.wait(PATIENCE));
+        tokio::select! {
+            done = site.deploy(&Replace::No) => panic!("call {at} ({}): {done:?}", call.line),
+            hung = watch => assert!(hung.unwrap(), "call {at} ({})", call.line),
+        }
+        let second = site.deploy(&Replace::No).await;
+        assert!(second.is_ok(), "call {at} ({}): {second:?}", call.line);
+        assert_eq!(google.inventory(), deployed(), "call {at} ({})", call.line);
+    }
+}
+
+/// Removing goes on too, and opening and closing a port, whatever call is refused, cut or killed.
+#[tokio::test]
+async fn a_second_run_mends_a_removal_that_was_cut_at_any_call() {
+    let begin = async || {
+        let google = Google::start();
+        let site = Site::new(&google, KeyProvider::Kms);
+        site.deploy(&Replace::No).await.unwrap();
+        google.forget_calls();
+        (google, site)
+    };
+    let port = "12001".parse().unwrap();
+    let everything = async |site: &Site| {
+        let mut deployment = site.open();
+        let config = deployment.config().clone();
+        let sources = ["198.51.100.7/32".to_owned()];
+        firewall::set(&site.client, &config, Action::Allow, port, &sources).await?;
+        firewall::close(&site.client, &config, port).await?;
+        firewall::set(&site.client, &config, Action::Deny, port, &sources).await?;
+        deployment.remove(&site.client, false, NOW).await
+    };
+    let calls = {
+        let (google, site) = begin().await;
+        everything(&site).await.unwrap();
+        google.calls()
+    };
+    assert!(calls.len() > 15, "{calls:?}");
+    let changes: Vec<usize> = (0..calls.len()).filter(|at| !calls[*at].line.starts_with("GET ")).collect();
+    let message = "Required 'compute.firewalls.delete' permission";
+    for fault in [Fault::Refused(403, "forbidden", message), Fault::AnswerLost] {
+        for &at in &changes {
+            let (google, site) = begin().await;
+            google.fail(at, fault.clone());
+            let first = everything(&site).await;
+            if first.is_err() {
+                let second = site.open().remove(&site.client, false, NOW).await;
+                assert!(second.is_ok(), "call {at}, {fault:?}: first {first:?}, then {second:?}");
+            }
+            let left = ["bucket demo-bucket", "image dstack-cloud-0-6-0", "image dstack-data-disk"];
+            assert_eq!(google.inventory(), left, "call {at}, {fault:?}: first {first:?}");
+        }
+    }
+}
+
+/// An upload of several parts goes on with what has arrived.
+#[tokio::test]
+async fn an_upload_that_was_killed_is_not_begun_again() {
+    let google = Google::start();
+    let site = Site::new(&google, KeyProvider::Kms);
+    // Bytes that do not compress, from a generator: three parts of 8 MiB.
+    let mut word = 1_u64;
+    let disk = std::iter::repeat_with(|| {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        word.to_be_bytes()[0]
+    });
+    let disk: Vec<u8> = disk.take(20 << 20).collect();
+    std::fs::write(site.directory.path().join("images/dstack-cloud-0.6.0/disk.raw"), disk).unwrap();
+    let parts = || -> Vec<String> {
+        let lines = google.calls().into_iter().map(|call| call.line);
+        lines.filter(|line| line.starts_with("PUT /upload/session/")).collect()
+    };
+    // Nine questions what is there, one more about the bucket and its making, the upload's beginning, its first part.
+    let second_part = 9 + 2 + 1 + 1;
+    google.fail(second_part, Fault::HangsAfter);
+    let hangs = google.hangs();
+    let watch = tokio::task::spawn_blocking(move || hangs.wait(PATIENCE));
+    tokio::select! {
+        done = site.deploy(&Replace::No) => panic!("{done:?}"),
+        hung = watch => assert!(hung.unwrap()),
+    }
+    let [session, again] = &parts()[..] else { panic!("{:#?}", google.calls()) };
+    assert_eq!(session, again);
+    google.forget_calls();
+    site.deploy(&Replace::No).await.unwrap();
+    assert_eq!(google.inventory(), deployed());
+    let more = parts().iter().filter(|line| *line == session).count();
+    assert_eq!(more, 2, "a question how much has arrived, and the last part: {:?}", parts());
 }
 
 #[tokio::test]

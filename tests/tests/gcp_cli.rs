@@ -2,12 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
 
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::google::{Fault, Google};
-use e2e::{Finished, finish, program};
+use e2e::{Finished, Variation, finish, program, start_kms};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -32,12 +33,16 @@ impl Operator {
         operator
     }
 
-    fn run(&self, directory: &Path, arguments: &[&str]) -> Finished {
+    fn command(&self, directory: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("keyferry"));
         command.arg("kms").args(arguments).current_dir(directory);
         command.env_clear().env("HOME", self.home.path()).env("EDITOR", "true").env("PATH", "/usr/bin:/bin");
         command.envs(self.google.environment());
-        finish(command, DEADLINE)
+        command
+    }
+
+    fn run(&self, directory: &Path, arguments: &[&str]) -> Finished {
+        finish(self.command(directory, arguments), DEADLINE)
     }
 
     fn done(&self, directory: &Path, arguments: &[&str]) -> String {
@@ -88,6 +93,222 @@ fn from_a_new_project_to_nothing_left() {
     assert_eq!(operator.google.inventory(), left);
     let status = operator.run(&node, &["status"]);
     assert_eq!((status.code, status.stdout.as_str()), (Some(3), ""));
+}
+
+/// What a child prints, line by line, with a deadline for each.
+struct Lines(std::sync::mpsc::Receiver<String>);
+
+impl Lines {
+    fn of(child: &mut std::process::Child) -> Self {
+        let (sender, lines) = std::sync::mpsc::channel();
+        let output = child.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            for line in std::io::BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(lines)
+    }
+
+    fn next(&self) -> String {
+        self.0.recv_timeout(DEADLINE).unwrap()
+    }
+}
+
+#[test]
+fn a_log_is_followed_and_says_what_was_lost() {
+    let operator = Operator::new();
+    let home = operator.home.path().to_owned();
+    operator.done(&home, &["new", "node", "--key-provider", "none", "--project", "demo-proj"]);
+    let node = home.join("node");
+    operator.done(&node, &["deploy", "--yes"]);
+    operator.google.print_on_console("dstack-node", "one\ntwo\n");
+    let mut command = operator.command(&node, &["logs", "--follow", "-n", "1"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = Lines::of(&mut child);
+    assert_eq!(lines.next(), "two");
+    operator.google.print_on_console("dstack-node", "three\n");
+    assert_eq!(lines.next(), "three");
+    // More than the server keeps: the beginning is gone, and that is said.
+    operator.google.print_on_console("dstack-node", &format!("{}\n", "x".repeat(1 << 20)));
+    operator.google.print_on_console("dstack-node", "last\n");
+    while lines.next() != "last" {}
+    child.kill().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    child.wait().unwrap();
+    assert!(said.contains("the server has dropped output before it could be read"), "{said}");
+}
+
+#[test]
+fn a_kms_project_keeps_secrets_out_of_the_measurement() {
+    let operator = Operator::new();
+    let home = operator.home.path().to_owned();
+    let image = |name: &str| format!("registry.example.com/{name}@sha256:{}", "ab".repeat(32));
+    let (kms, helios) = (image("keyferry-kms"), image("helios"));
+    let (contract, root) = (format!("0x{}", "11".repeat(20)), format!("0x{}", "22".repeat(32)));
+    let common = ["--project", "demo-proj", "--kms-image", &kms, "--kms-contract", &contract];
+    let direct = [
+        &["new", "a", "--kms", "direct"][..],
+        &common,
+        &["--rpc-url", "https://one.example.com", "--rpc-url", "https://two.example.com"],
+    ];
+    operator.done(&home, &direct.concat());
+    let prepared = operator.run(&home.join("a"), &["prepare"]);
+    assert_eq!((prepared.code, prepared.stderr.as_str()), (Some(0), ""), "no doubts");
+    let app: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(home.join("a/app.json")).unwrap()).unwrap();
+    assert_eq!((&app["key_provider"], &app["gateway_enabled"]), (&"tpm".into(), &false.into()));
+
+    let light =
+        [&["new", "b", "--kms", "light"][..], &common, &["--helios-image", &helios, "--checkpoint", &root]];
+    let made = operator.run(&home, &light.concat());
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    assert!(made.stderr.contains("fill in b/.user-config"), "{}", made.stderr);
+    let project = home.join("b");
+    let unfilled = operator.run(&project, &["prepare"]);
+    assert_eq!(unfilled.code, Some(2));
+    assert!(
+        unfilled.stderr.contains("error: .user-config: EXECUTION_RPC is missing or empty"),
+        "{}",
+        unfilled.stderr
+    );
+    let fill = |key: &str| {
+        let text = format!("{{\"EXECUTION_RPC\": \"https://rpc.example.com/{key}\"}}");
+        std::fs::write(project.join(".user-config"), text).unwrap();
+        operator.done(&project, &["prepare"])
+    };
+    assert_eq!(fill("first-secret"), fill("second-secret"), "a rotated secret is the same measurement");
+    for file in ["shared/app-compose.json", "prelaunch.sh", "docker-compose.yaml"] {
+        assert!(!std::fs::read_to_string(project.join(file)).unwrap().contains("second-secret"), "{file}");
+    }
+
+    for (arguments, error) in [
+        (&["--kms", "direct", "--rpc-url", "https://one.example.com"][..], "needs --rpc-url twice"),
+        (&["--kms", "light", "--helios-image", &helios], "needs --checkpoint"),
+        (
+            &["--kms", "direct", "--rpc-url", "https://u:secret@a.example", "--rpc-url", "https://b.example"],
+            "seems to hold a key",
+        ),
+    ] {
+        let refused = operator.run(&home, &[&["new", "c"][..], &common, arguments].concat());
+        assert_eq!(refused.code, Some(2), "{arguments:?}");
+        assert!(refused.stderr.contains(error) && !refused.stderr.contains("secret@"), "{}", refused.stderr);
+        assert!(!home.join("c").exists());
+    }
+}
+
+#[test]
+fn variables_are_encrypted_only_to_a_key_that_a_pinned_root_signed() {
+    let operator = Operator::new();
+    let home = operator.home.path().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    let module = nsm_emulator::Emulator::new(nsm_emulator::Config::default()).unwrap();
+    let kms = start_kms(directory.path(), &module.root_pem(), &"00".repeat(32), Variation::default());
+    let settings = home.join(".config/dstack-cloud");
+    let text = format!(
+        r#"{{"services": {{"kms_urls": ["https://localhost:{}"]}}, "image_search_paths": ["~/.dstack/images"]}}"#,
+        kms.port()
+    );
+    std::fs::write(settings.join("config.json"), text).unwrap();
+    operator.done(&home, &["new", "app", "--no-gw", "--project", "demo-proj"]);
+    let project = home.join("app");
+    std::fs::write(project.join(".env"), "PASSWORD=a-secret\nUSER=u\n").unwrap();
+
+    let refused = operator.run(&project, &["deploy", "--yes"]);
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("kms-whitelist.json names no trusted_signers"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: variables are encrypted only to"), "{}", refused.stderr);
+    let list = |root: &str| {
+        let text = format!(r#"{{"trusted_signers": ["0x{root}"]}}"#);
+        std::fs::write(settings.join("kms-whitelist.json"), text).unwrap();
+    };
+    list("0324653eac434488002cc06bbfb7f10fe18991e35f9fe4302dbea6d2353dc0ab1c");
+    let refused = operator.run(&project, &["deploy", "--yes"]);
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("not signed by one of the 1 trusted_signers"), "{}", refused.stderr);
+    assert_eq!(operator.google.inventory(), Vec::<String>::new());
+
+    let certs = directory.path().join("certs").display().to_string();
+    let inspected: serde_json::Value =
+        serde_json::from_str(&operator.done(&home, &["inspect", &certs, "--json"])).unwrap();
+    list(inspected["k256_pubkey"].as_str().unwrap());
+    operator.done(&project, &["deploy", "--yes"]);
+    let sealed = std::fs::read(project.join("shared/.encrypted-env")).unwrap();
+    assert!(!sealed.windows(8).any(|it| it == b"a-secret"));
+    let compose = std::fs::read_to_string(project.join("shared/app-compose.json")).unwrap();
+    assert!(compose.contains("\"PASSWORD\"") && !compose.contains("a-secret"), "{compose}");
+    // The same variables and the same key: the same configuration, so the machine stays.
+    operator.google.forget_calls();
+    operator.done(&project, &["deploy"]);
+    assert!(operator.google.calls().iter().all(|call| call.line.starts_with("GET ")), "nothing was changed");
+    std::fs::write(project.join(".env"), "PASSWORD=another\n").unwrap();
+    let changed = operator.run(&project, &["deploy", "--yes"]);
+    assert_eq!(changed.code, Some(3), "another configuration is another machine: {}", changed.stderr);
+}
+
+/// Answers every request on a port of its own with these bytes.
+fn serve(bytes: Vec<u8>) -> String {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+                line.clear();
+            }
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", bytes.len());
+            // A client that does not like what it sees hangs up.
+            let _gone = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn an_image_is_pulled_once_and_checked() {
+    let operator = Operator::new();
+    let home = operator.home.path().to_owned();
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("disk.raw"), vec![3; 100 << 10]).unwrap();
+    std::fs::write(source.path().join("auth_hash.txt"), "cd".repeat(32)).unwrap();
+    let archive = |files: &[&str]| {
+        let mut tar = Command::new("tar");
+        tar.arg("-czf").arg(source.path().join("out.tar.gz")).arg("-C").arg(source.path()).args(files);
+        assert!(tar.status().unwrap().success());
+        let bytes = std::fs::read(source.path().join("out.tar.gz")).unwrap();
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
+        (serve(bytes), hex::encode(digest))
+    };
+    let (server, digest) = archive(&["disk.raw", "auth_hash.txt"]);
+    let url = format!("{server}/dstack-9.9.9-uki.tar.gz");
+    let unpinned = operator.run(&home, &["pull", &url]);
+    assert_eq!(unpinned.code, Some(2));
+    assert!(unpinned.stderr.contains("an address needs --sha256"), "{}", unpinned.stderr);
+    let wrong = operator.run(&home, &["pull", &url, "--sha256", &"00".repeat(32)]);
+    assert_eq!(wrong.code, Some(3), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("hint: it was changed on the way"), "{}", wrong.stderr);
+    let images = home.join(".dstack/images");
+    assert!(!images.join("dstack-9.9.9").exists());
+    let pulled = operator.done(&home, &["pull", &url, "--sha256", &digest]);
+    assert!(pulled.contains(&digest) && pulled.contains(&"cd".repeat(32)), "{pulled}");
+    operator
+        .done(&home, &["new", "p", "--kp", "tpm", "--project", "demo-proj", "--os-image", "dstack-9.9.9"]);
+    operator.done(&home.join("p"), &["prepare"]);
+    let again = operator.run(&home, &["pull", &url, "--sha256", &digest]);
+    assert_eq!(again.code, Some(2));
+    assert!(again.stderr.contains("is there already"), "{}", again.stderr);
+
+    let (server, digest) = archive(&["auth_hash.txt"]);
+    let bare = operator.run(&home, &["pull", &format!("{server}/dstack-8.8.8.tar.gz"), "--sha256", &digest]);
+    assert_eq!(bare.code, Some(2));
+    assert!(bare.stderr.contains("the variant for bare metal"), "{}", bare.stderr);
+    let left: Vec<_> = std::fs::read_dir(&images).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
 }
 
 #[test]

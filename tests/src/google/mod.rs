@@ -9,8 +9,9 @@ mod state;
 mod storage;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -38,6 +39,10 @@ pub enum Fault {
     Unanswered,
     /// It happens, and the connection is closed without an answer.
     AnswerLost,
+    /// Nothing happens, and no answer ever comes.
+    Hangs,
+    /// It happens, and no answer ever comes.
+    HangsAfter,
     /// It is accepted, and its operation fails with this code and message. Of a call without an operation: nothing.
     OperationFails(&'static str, &'static str),
 }
@@ -54,6 +59,8 @@ struct Shared {
     compute: Schemas,
     storage: Schemas,
     inner: Mutex<Inner>,
+    /// Told when a call begins to hang.
+    hung: Condvar,
 }
 
 #[derive(Default)]
@@ -62,6 +69,22 @@ struct Inner {
     calls: Vec<Call>,
     /// Faults by the number of the call they hit, counted from 0.
     faults: Vec<(usize, Fault)>,
+    /// Calls that hang.
+    hanging: usize,
+}
+
+/// Waits for calls that hang.
+#[derive(Clone)]
+pub struct Hangs(Arc<Shared>);
+
+impl Hangs {
+    /// Whether a call hangs within `deadline`.
+    #[must_use]
+    pub fn wait(&self, deadline: Duration) -> bool {
+        let inner = self.0.inner();
+        let waited = self.0.hung.wait_timeout_while(inner, deadline, |inner| inner.hanging == 0);
+        !waited.expect("no holder of this lock panics").1.timed_out()
+    }
 }
 
 impl Shared {
@@ -79,7 +102,7 @@ impl Google {
     pub fn start() -> Self {
         let compute = Schemas::read(include_str!("../../google/compute-v1.json"));
         let storage = Schemas::read(include_str!("../../google/storage-v1.json"));
-        let shared = Arc::new(Shared { compute, storage, inner: Mutex::default() });
+        let shared = Arc::new(Shared { compute, storage, inner: Mutex::default(), hung: Condvar::new() });
         let (stop, stopped) = oneshot::channel();
         let (address, thread) = server::start(Arc::clone(&shared), stopped);
         Self { address, shared, stop: Some(stop), thread: Some(thread) }
@@ -112,6 +135,17 @@ impl Google {
         self.shared.inner().faults.push((at, fault));
     }
 
+    /// Something to wait for a hanging call with, on any thread.
+    #[must_use]
+    pub fn hangs(&self) -> Hangs {
+        Hangs(Arc::clone(&self.shared))
+    }
+
+    /// Forgets the calls that hang; their callers are gone.
+    pub fn forget_hangs(&self) {
+        self.shared.inner().hanging = 0;
+    }
+
     /// What exists, one line each: `instance us-central1-a/kms`, `image x`, `object bucket/name`, ..
     #[must_use]
     pub fn inventory(&self) -> Vec<String> {
@@ -133,6 +167,11 @@ impl Google {
     /// Appends to the output of an instance's serial port. The server keeps the last MiB.
     pub fn print_on_console(&self, instance: &str, text: &str) {
         self.shared.inner().state.print(instance, text);
+    }
+
+    /// What new instances print on their serial port as they start.
+    pub fn print_at_boot(&self, text: &str) {
+        text.clone_into(&mut self.shared.inner().state.boot_text);
     }
 
     /// The external address new instances get.

@@ -80,8 +80,9 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
             return Ok(refuse((status, reason, message.to_owned())));
         }
         Some(Fault::Unanswered) => return Err(NoAnswer),
+        Some(Fault::Hangs) => return hang(&shared).await,
         Some(Fault::OperationFails(code, message)) => Some((code, message)),
-        Some(Fault::AnswerLost) | None => None,
+        Some(Fault::AnswerLost | Fault::HangsAfter) | None => None,
     };
     let authorised =
         head.headers.get(header::AUTHORIZATION).is_some_and(|it| it == &format!("Bearer {TOKEN}"));
@@ -91,8 +92,16 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
     };
     match fault {
         Some(Fault::AnswerLost) => Err(NoAnswer),
+        Some(Fault::HangsAfter) => hang(&shared).await,
         _ => Ok(answer),
     }
+}
+
+/// Says that a call hangs, and lets it.
+async fn hang(shared: &Shared) -> Result<Answer, NoAnswer> {
+    shared.inner().hanging += 1;
+    shared.hung.notify_all();
+    std::future::pending().await
 }
 
 fn route(

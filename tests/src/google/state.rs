@@ -16,6 +16,8 @@ pub(super) type Refusal = (u16, &'static str, String);
 
 pub(super) struct State {
     pub(super) external_address: String,
+    /// What instances print as they start.
+    pub(super) boot_text: String,
     /// By `KIND PLACE/NAME`, as the inventory shows it.
     resources: BTreeMap<String, Value>,
     operations: BTreeMap<String, Operation>,
@@ -43,6 +45,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             external_address: "203.0.113.10".to_owned(),
+            boot_text: String::new(),
             resources: BTreeMap::new(),
             operations: BTreeMap::new(),
             consoles: BTreeMap::new(),
@@ -337,6 +340,7 @@ impl State {
         }
         let tags = json!({"items": body["tags"]["items"], "fingerprint": format!("f{}", self.counter)});
         let more = json!({
+            "id": self.counter.to_string(),
             "status": "RUNNING",
             "zone": format!("https://www.googleapis.com/compute/v1/projects/p/zones/{zone}"),
             "creationTimestamp": "2026-11-20T12:00:00.000-07:00",
@@ -344,6 +348,8 @@ impl State {
             "tags": tags,
         });
         self.insert("instance", &place, body, more)?;
+        let said = self.boot_text.clone();
+        self.print(&name, &said);
         for disk in disks {
             let disk = disk["initializeParams"]["diskName"].as_str().unwrap_or(&name).to_owned();
             // A disk of this name that exists already is attached as it is: Google does so too.
