@@ -57,3 +57,6 @@ pub use config::Config;
 pub use error::Error;
 pub use proxy::{Options, Proxy};
 pub use record::{Observer, Outcome};
+
+/// The systemd unit, hardened; it says itself where program and configuration lie.
+pub const UNIT: &str = include_str!("../host-proxy.service");

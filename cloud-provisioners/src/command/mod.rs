@@ -3,6 +3,7 @@
 mod bring_up;
 mod firewall;
 pub mod host;
+pub mod host_access;
 mod machine;
 mod new;
 mod pull;
