@@ -11,6 +11,7 @@ mod machine;
 mod process;
 mod programs;
 mod relay;
+mod sshd;
 mod trip;
 
 pub use agent::Agent;
@@ -20,4 +21,5 @@ pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;
 pub use relay::Recorder;
+pub use sshd::NitroHost;
 pub use trip::{APP_ID, IMAGE, Trip, Variation, kms_settings, start_kms};
