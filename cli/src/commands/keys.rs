@@ -124,18 +124,23 @@ pub(super) struct Target {
 }
 
 impl Open {
-    /// An export of an enclave that was started here, whose module signs under `root`.
+    /// An export of an enclave that was started for it, whose module signs under `root`, or AWS's where none is given.
     pub(super) fn of_enclave(
         export: PathBuf,
         identity: PathBuf,
         image: OsImageHash,
-        root: PathBuf,
+        root: Option<PathBuf>,
         target: Target,
     ) -> Self {
         let Target { output, force, reveal, json } = target;
         let images = vec![ImageHash(image)];
-        let (root, danger_accept_any_writer) = (Some(root), false);
-        Self { export, identity, images, root, danger_accept_any_writer, output, force, reveal, json }
+        Self { export, identity, images, root, danger_accept_any_writer: false, output, force, reveal, json }
+    }
+
+    /// Whether there will be something to open the export with, and a place for the keys.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        identities(&self.identity)?;
+        self.target().map(drop)
     }
 
     pub(super) fn run(self) -> Result<Exit, Failure> {
@@ -240,6 +245,11 @@ fn identities(path: &Path) -> Result<Vec<Identity>, Failure> {
         Ok(_) => Err(usage("no identity in it")),
         Err(_) => Err(usage("a line that is no age X25519 identity")),
     }
+}
+
+/// The recipients of the identities in a file, as a project names them.
+pub(super) fn recipients(path: &Path) -> Result<Vec<String>, Failure> {
+    Ok(identities(path)?.iter().map(|identity| identity.to_public().to_string()).collect())
 }
 
 fn decrypt(export: &[u8], identities: &[Identity]) -> Result<Zeroizing<Vec<u8>>, Failure> {

@@ -222,7 +222,7 @@ impl Stage {
             self.path(EXPORT),
             self.path(IDENTITY),
             self.registers.os_image_hash(),
-            self.path("nsm-root.pem"),
+            Some(self.path("nsm-root.pem")),
             keys::Target { output: Some(output.clone()), force: false, reveal: false, json: false },
         );
         spawn_blocking(move || open.run()).await.map_err(internal)??;
