@@ -5,19 +5,24 @@
 #   HOST=<address> KMS_URL=https://kms.example.com:12001 APP_ID=<40 hex digits> KEY_PATH=key.pem scripts/get_keys.sh
 #   KMS_URL=… APP_ID=… scripts/get_keys.sh --show-mrs
 #
+# What follows -- are more arguments of `keyferry get-keys`.
 # HOST is the public_ip of ./deployment.json unless given. The host's SSH key is that of ./keyferry-host.json, HOST_KEY or
-# ~/.ssh/known_hosts. KMS_ROOT_CA is the KMS's root CA (PEM). DEBUG_ENCLAVE=1 fetches the console instead of keys.
+# ~/.ssh/known_hosts. KMS_ROOT_CA is the KMS's root CA (PEM). DEBUG_ENCLAVE=1 fetches the console instead of keys. For a
+# KMS and an NSM that are not out there: PROXY_OPENS (HOST:PORT) and NSM_ROOT (`keyferry enclave root`).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=scripts/setup.sh
 . "$root/scripts/setup.sh"
 
 arguments=()
-for argument in "$@"; do
+while [ $# -gt 0 ]; do
+  argument=$1
+  shift
   case $argument in
     --show-mrs) arguments+=(--show-mrs) ;;
+    --) break ;;
     -*)
-      echo "usage: HOST=<address> KMS_URL=<https://kms> APP_ID=<hex> $0 [--show-mrs]" >&2
+      echo "usage: HOST=<address> KMS_URL=<https://kms> APP_ID=<hex> $0 [--show-mrs] [-- more]" >&2
       exit 2
       ;;
     *) HOST=${HOST:-$argument} ;;
@@ -45,6 +50,8 @@ if [ "${#arguments[@]}" -eq 0 ]; then
     --proxy-log "${LOCAL_NCAT_LOG:-$PWD/ncat_keys.log}")
   [ -z "${HOST_KEY:-}" ] || arguments+=(--host-key "$HOST_KEY")
   [ -z "${SSH_PORT:-}" ] || arguments+=(--ssh-port "$SSH_PORT")
+  [ -z "${PROXY_OPENS:-}" ] || arguments+=(--open "$PROXY_OPENS")
+  [ -z "${NSM_ROOT:-}" ] || arguments+=(--nsm-root "$NSM_ROOT")
   [ "${DEBUG_ENCLAVE:-0}" = 0 ] || arguments+=(--debug-console)
   for name in REMOTE_JSON REMOTE_EIF REMOTE_BIN; do
     [ -z "${!name:-}" ] || echo "note: $name is not used: files on the host have names of their own" >&2
@@ -63,4 +70,4 @@ if [ -z "${KEYFERRY:-}" ]; then
   (cd "$root" && cargo build --quiet --locked --release --package cli)
   KEYFERRY=$(realpath "${CARGO_TARGET_DIR:-$root/target}")/release/keyferry
 fi
-exec "$KEYFERRY" get-keys --kms-url "$KMS_URL" --app-id "$APP_ID" "${arguments[@]}"
+exec "$KEYFERRY" get-keys --kms-url "$KMS_URL" --app-id "$APP_ID" "${arguments[@]}" "$@"

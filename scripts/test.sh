@@ -50,6 +50,8 @@ if $all; then
   need fsck.fat dosfstools
   need sgdisk gdisk
   need mtype mtools
+  step "SSH server of the tests of hosts"
+  need /usr/sbin/sshd openssh-server
   step "SDKs of the tests that are apps"
   scripts/sdk-tools.sh
   step "tools of the tests that ask AWS"

@@ -39,7 +39,7 @@ enum Command {
     KmsImage(commands::kms_image::Arguments),
     #[command(subcommand)]
     Enclave(commands::enclave::Command),
-    /// Stand up the EC2 host of an enclave, and take it down
+    /// Stand up the EC2 host of an enclave, make it ready, look into it, and take it down
     #[command(subcommand)]
     Host(commands::host::Command),
     #[command(subcommand)]

@@ -166,10 +166,11 @@ impl NitroHost {
         let _gone = fs::remove_file(self.path(name));
     }
 
-    /// From now on each command that is new meets a fault once: `cut`, `late`, `hangs` or `held` (see `gate.sh`).
+    /// From now on each command that is new meets a fault once: `cut`, `late`, `hangs` or `held` (see `gate.sh`); with
+    /// words behind it, as in `held run-enclave`, only commands with these words.
     pub fn faults(&self, kind: &str) {
         self.clear("faulted");
-        self.set("fault", kind);
+        self.set("fault", &format!("{kind}\n"));
     }
 
     /// How many commands met the fault.

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Every command that arrives passes here and is counted. Where the machine has a file "fault", each command that meets none
-# yet meets the fault which that file names, once; commands that differ in an enclave's id alone are the same.
+# yet meets the fault which that file names, once; commands that differ in an enclave's id alone are the same. With words
+# behind the fault only commands with these words meet it.
 # shellcheck source=/dev/null # written by the test
 . "${0%/*}/environment"
 number=$(($(cat "$MACHINE/steps" 2>/dev/null || echo 0) + 1))
@@ -18,12 +19,13 @@ cut() {
   kill -9 "$process"
 }
 
-kind=none
-if [ -e "$MACHINE/fault" ]; then
+kind=none words=
+[ ! -e "$MACHINE/fault" ] || read -r fault words <"$MACHINE/fault"
+if [ -n "${fault:-}" ] && printf '%s' "$SSH_ORIGINAL_COMMAND" | grep -qF -- "$words"; then
   command=$(printf '%s' "$SSH_ORIGINAL_COMMAND" | sed 's/-enc[0-9a-f]*//g' | sha256sum)
   if ! grep -qsF "$command" "$MACHINE/faulted"; then
     echo "$command" >>"$MACHINE/faulted"
-    kind=$(cat "$MACHINE/fault")
+    kind=$fault
   fi
 fi
 case $kind in

@@ -137,10 +137,23 @@ impl Open {
         Self { export, identity, images, root, danger_accept_any_writer: false, output, force, reveal, json }
     }
 
-    /// Whether there will be something to open the export with, and a place for the keys.
-    pub(super) fn check(&self) -> Result<(), Failure> {
+    /// Whether the keys go into a file.
+    pub(super) fn is_kept(&self) -> bool {
+        self.output.is_some()
+    }
+
+    /// Whether there will be something to open the export with and, unless that is not asked for, a place for the keys.
+    pub(super) fn check(&self, without_keys: bool) -> Result<(), Failure> {
         identities(&self.identity)?;
-        self.target().map(drop)
+        if without_keys { Ok(()) } else { self.target().map(drop) }
+    }
+
+    /// The document that came with the export, after all the checks of [`Self::run`]; the keys are not kept.
+    pub(super) fn evidence(&self) -> Result<Vec<u8>, Failure> {
+        let export = read("export", &self.export, MAX_EXPORT)?;
+        let plaintext = decrypt(&export, &identities(&self.identity)?)?;
+        self.writer(&export, &plaintext)?;
+        evidence(&export).ok_or_else(|| refused("the export carries no evidence of who wrote it".to_owned()))
     }
 
     pub(super) fn run(self) -> Result<Exit, Failure> {

@@ -337,8 +337,10 @@ fn allocator(facts: &Facts, wanted: &Wanted, tried: &Tried) -> Result<Option<Act
         return Err(Unfit::Processors { asked: wanted.cpus, most, cpus: facts.cpus });
     }
     let most = facts.memory_mib.saturating_sub(PARENT_MIB);
-    if wanted.memory_mib > most {
-        return Err(Unfit::Memory { asked: wanted.memory_mib, most, memory: facts.memory_mib });
+    // Whole pages, of 2 MiB at the least: half a page would never be there.
+    let memory_mib = wanted.memory_mib.next_multiple_of(2);
+    if memory_mib > most {
+        return Err(Unfit::Memory { asked: memory_mib, most, memory: facts.memory_mib });
     }
     let held_cpus: u32 = facts.enclaves.iter().map(|it| it.cpus).fold(0, u32::saturating_add);
     let held_mib: u64 = facts.enclaves.iter().map(|it| it.memory_mib).fold(0, u64::saturating_add);
@@ -346,23 +348,20 @@ fn allocator(facts: &Facts, wanted: &Wanted, tried: &Tried) -> Result<Option<Act
     let enough_written = written.is_some_and(|file| {
         file.cpus.count() >= cpus.saturating_add(held_cpus)
             && file.cpus.count() % threads == 0
-            && file.memory_mib >= wanted.memory_mib.saturating_add(held_mib)
+            && file.memory_mib >= memory_mib.saturating_add(held_mib)
     });
     let enough = facts.allocator_active == "active"
         && facts.pool.len() >= usize::try_from(cpus.saturating_add(held_cpus)).unwrap_or(usize::MAX)
-        && facts.free_hugepages_mib >= wanted.memory_mib;
+        && facts.free_hugepages_mib >= memory_mib;
     if (!enough_written || !enough) && !facts.enclaves.is_empty() {
         // The allocator does not restart while an enclave runs, and these are not ours to end.
         let enclaves = facts.enclaves.iter().map(|it| it.enclave_id.clone()).collect();
-        let what = format!("{cpus} processors and {} MiB", wanted.memory_mib);
+        let what = format!("{cpus} processors and {memory_mib} MiB");
         let held = format!("{held_cpus} processors and {held_mib} MiB are");
         return Err(Unfit::Occupied { what, held, enclaves });
     }
     if !enough_written {
-        return Ok(Some(Action::WriteAllocator(Allocator {
-            memory_mib: wanted.memory_mib,
-            cpus: Cpus::Count(cpus),
-        })));
+        return Ok(Some(Action::WriteAllocator(Allocator { memory_mib, cpus: Cpus::Count(cpus) })));
     }
     if facts.allocator_enabled != "enabled" {
         return Ok(Some(Action::EnableAllocator));

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
@@ -10,6 +11,7 @@ use clap::Args;
 use command_line::{Exit, Failure};
 use eif_builder::project::PROJECT_FILE;
 use eif_builder::registry::Registry;
+use enclave_agent::KmsUrl;
 use enclave_agent::command::get_keys as agent;
 use enclave_agent::output::{Existing, KeyFile};
 use sha2::{Digest, Sha256};
@@ -22,6 +24,8 @@ use crate::commands::keys;
 const FOLDER: &str = ".keyferry/get-keys";
 /// Whoever opens the export.
 const IDENTITY: &str = "operator.txt";
+/// What the command line has where nothing was said.
+const UNASKED_SKEW: Duration = Duration::from_secs(300);
 /// The KMS's root CA.
 const CA: &str = "kms-ca.pem";
 
@@ -86,8 +90,11 @@ fn generate(
     };
     let recipients: Vec<String> = keys::recipients(&identity)?;
     let (url, replicas) = fetch.kms_urls.split_first().ok_or_else(|| usage("--kms-url", "missing"))?;
-    let trust = trust(&folder, fetch, &url.to_string())?;
-    let replicas: Vec<String> = replicas.iter().map(ToString::to_string).collect();
+    // As it was given: a URL of ours ends in the path of the calls.
+    let base = |url: &KmsUrl| url.to_string().trim_end_matches("/prpc").to_owned();
+    let url = base(url);
+    let trust = trust(&folder, fetch, &url)?;
+    let replicas: Vec<String> = replicas.iter().map(base).collect();
     let mut text = format!(
         "# Written by keyferry get-keys --host.\n[image]\nbinary = {agent:?}\ncmd = [\"--version\"]\n\
          [boot]\nkernel = {kernel:?}\ninit = \"agent\"\nagent = {agent:?}\n\
@@ -95,6 +102,11 @@ fn generate(
     );
     if fetch.require_sealed {
         text.push_str("require_sealed = true\n");
+    }
+    // The agent in an image is stricter than the one on a command line, unless it was asked not to be.
+    let skew = Duration::from(fetch.deadlines.max_clock_skew);
+    if skew != UNASKED_SKEW {
+        text.push_str(&format!("[agent]\nmax_clock_skew = \"{}s\"\n", skew.as_secs()));
     }
     let path = folder.join(PROJECT_FILE);
     fs::write(&path, text).map_err(|error| usage(&path.display().to_string(), error))?;

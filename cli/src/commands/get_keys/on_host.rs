@@ -13,7 +13,6 @@ use cloud_provisioners::nitro_host::{
 };
 use command_line::{Exit, Failure};
 use tokio::task::spawn_blocking;
-use zeroize::Zeroizing;
 
 use super::{Built, internal};
 use crate::commands::keys;
@@ -42,6 +41,10 @@ pub(super) struct RemoteArguments {
     /// With --host: run in debug mode for its console. PCR0, PCR1 and PCR2 are zero there, so that no KMS gives keys
     #[arg(long, requires = "host")]
     debug_console: bool,
+    /// With --host: write the attestation document that came with the keys to this file; without --output the keys are
+    /// not kept
+    #[arg(long, value_name = "FILE", requires = "host")]
+    evidence: Option<PathBuf>,
     /// With --host: file for the console of a run with --debug-console
     #[arg(long, value_name = "FILE", default_value = "enclave_console.log")]
     console_log: PathBuf,
@@ -74,7 +77,8 @@ impl OnHost {
         let export = directory.join("keys.age");
         let keys = keys::Open::of_enclave(export.clone(), identity, built.os_image_hash, module_root, target);
         // What cannot be kept or opened in the end is not begun.
-        keys.check()?;
+        let without_keys = remote.evidence.is_some() && !keys.is_kept();
+        keys.check(without_keys)?;
         if remote.check_registration {
             check_registration(&built).await?;
         }
@@ -123,7 +127,14 @@ impl OnHost {
                 Failure::new(Exit::Refused, message).with_hint("run it again without --debug-console")
             );
         };
-        spawn_blocking(move || open_export(&export, &result, keys)).await.map_err(internal)?
+        let open = move || {
+            fs::write(&export, &*result).map_err(internal)?;
+            if let Some(path) = &remote.evidence {
+                keep(path, keys.evidence()?)?;
+            }
+            if without_keys { Ok(Exit::Done) } else { keys.run() }
+        };
+        spawn_blocking(open).await.map_err(internal)?
     }
 }
 
@@ -142,12 +153,7 @@ async fn ready_and_run(
     .await
 }
 
-fn open_export(export: &Path, result: &Zeroizing<Vec<u8>>, keys: keys::Open) -> Result<Exit, Failure> {
-    fs::write(export, &**result).map_err(internal)?;
-    keys.run()
-}
-
-fn keep(path: &Path, text: &str) -> Result<(), Failure> {
+fn keep(path: &Path, text: impl AsRef<[u8]>) -> Result<(), Failure> {
     fs::write(path, text)
         .map_err(|error| Failure::new(Exit::Internal, format!("{}: {error}", path.display())))
 }

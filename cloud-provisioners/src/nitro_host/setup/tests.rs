@@ -218,6 +218,14 @@ fn what_a_person_has_to_do_is_said() {
 }
 
 #[test]
+fn memory_is_set_aside_in_whole_pages() {
+    let mut odd = wanted();
+    odd.memory_mib = 513;
+    let action = next(&ready(), &odd, &Tried::default());
+    assert_eq!(action, Ok(Some(file(514, 2))));
+}
+
+#[test]
 fn enclaves_of_others_are_left_alone_where_there_is_room() {
     let mut shared = Facts { cpus: 8, enclaves: vec![enclave("somebody-elses")], ..ready() };
     shared.allocator = Some(Allocator::parse("---\nmemory_mib: 1024\ncpu_count: 4\n"));
