@@ -4,6 +4,7 @@
 
 mod agent;
 pub mod aws;
+mod file_server;
 pub mod google;
 mod images;
 mod kms_machine;
@@ -15,6 +16,7 @@ mod sshd;
 mod trip;
 
 pub use agent::Agent;
+pub use file_server::serve_file;
 pub use images::{kernel, static_agent};
 pub use kms_machine::{Hold, KmsMachine};
 pub use machine::{Guest, Machine};

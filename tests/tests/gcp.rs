@@ -198,6 +198,47 @@ async fn a_second_run_mends_a_connection_cut_after_any_call_was_carried_out() {
     a_second_run_mends(Fault::AnswerLost).await;
 }
 
+/// What Google says no to a machine with, what the operator is told, and that a second run is enough afterwards.
+#[tokio::test]
+async fn every_refusal_of_a_machine_has_a_next_step() {
+    let at = {
+        let google = Google::start();
+        Site::new(&google, KeyProvider::Kms).deploy(&Replace::No).await.unwrap();
+        let is_it = |line: &str| line.starts_with("POST ") && line.ends_with("/instances");
+        google.calls().iter().position(|call| is_it(&call.line)).unwrap()
+    };
+    for (fault, hint) in [
+        (Fault::OperationFails("ZONE_RESOURCE_POOL_EXHAUSTED", "no capacity"), "try another zone"),
+        (Fault::OperationFails("QUOTA_EXCEEDED", "Quota 'C3_CPUS' exceeded. Limit: 0.0"), "raise the quota"),
+        (
+            Fault::Refused(403, "forbidden", "Required 'compute.instances.create' permission"),
+            "the permission compute.instances.create",
+        ),
+        (
+            Fault::Refused(403, "accessNotConfigured", "Compute Engine API has not been used"),
+            "compute.googleapis.com",
+        ),
+        (
+            Fault::Refused(412, "conditionNotMet", "Constraint constraints/compute.vmExternalIpAccess violated"),
+            "an organisation policy forbids this",
+        ),
+        (
+            Fault::Refused(400, "invalid", "Confidential Instance Config can only be set with a TDX image"),
+            "TDX needs a c3-standard machine type",
+        ),
+        (Fault::Refused(401, "authError", "Invalid Credentials"), "log in again"),
+    ] {
+        let google = Google::start();
+        let site = Site::new(&google, KeyProvider::Kms);
+        google.fail(at, fault.clone());
+        let error = site.deploy(&Replace::No).await.unwrap_err();
+        let told = error.hint().unwrap_or_default();
+        assert!(told.contains(hint), "{fault:?}: {error}, hint {told:?}");
+        site.deploy(&Replace::No).await.unwrap();
+        assert_eq!(google.inventory(), deployed(), "{fault:?}");
+    }
+}
+
 /// What `kill -9` leaves: the call was carried out, and nothing was done or noted after it.
 #[tokio::test]
 async fn a_second_run_mends_a_kill_at_any_call() {

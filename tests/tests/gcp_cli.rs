@@ -2,13 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
 
-use std::io::{BufRead as _, Read as _, Write as _};
+use std::io::{BufRead as _, Read as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::google::{Fault, Google};
-use e2e::{Finished, Variation, finish, program, start_kms};
+use e2e::{Finished, Variation, finish, program, serve_file, start_kms};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -249,26 +249,6 @@ fn variables_are_encrypted_only_to_a_key_that_a_pinned_root_signed() {
     assert_eq!(changed.code, Some(3), "another configuration is another machine: {}", changed.stderr);
 }
 
-/// Answers every request on a port of its own with these bytes.
-fn serve(bytes: Vec<u8>) -> String {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
-            let mut line = String::new();
-            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
-                line.clear();
-            }
-            let head =
-                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", bytes.len());
-            // A client that does not like what it sees hangs up.
-            let _gone = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&bytes));
-        }
-    });
-    format!("http://{address}")
-}
-
 #[test]
 fn an_image_is_pulled_once_and_checked() {
     let operator = Operator::new();
@@ -282,7 +262,7 @@ fn an_image_is_pulled_once_and_checked() {
         assert!(tar.status().unwrap().success());
         let bytes = std::fs::read(source.path().join("out.tar.gz")).unwrap();
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
-        (serve(bytes), hex::encode(digest))
+        (serve_file(bytes), hex::encode(digest))
     };
     let (server, digest) = archive(&["disk.raw", "auth_hash.txt"]);
     let url = format!("{server}/dstack-9.9.9-uki.tar.gz");

@@ -28,6 +28,8 @@ mod gate;
 mod http;
 mod machine;
 mod node;
+#[cfg(test)]
+mod outside;
 mod record;
 mod run;
 #[cfg(test)]

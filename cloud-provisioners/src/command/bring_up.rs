@@ -69,7 +69,7 @@ struct Common {
     #[arg(long, value_name = "CIDR")]
     clients: Vec<IpNet>,
     /// Port of the KMS on the machine
-    #[arg(long, default_value_t = 12001, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "KMS_PORT", default_value_t = 12001, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// The image hash the machine must have; that of the image's own files when not given
     #[arg(long, value_name = "HEX")]
@@ -84,10 +84,10 @@ struct Common {
     #[arg(long, value_name = "ADDRESS", env = "KMS_CONTRACT_ADDR")]
     kms_contract: Option<String>,
     /// The kind of evidence the machine must give
-    #[arg(long, value_name = "NAME", default_value = GCP_TDX)]
+    #[arg(long, value_name = "NAME", env = "KMS_PLATFORM", default_value = GCP_TDX)]
     platform: String,
     /// Settings of a KMS whose core.attestation says what evidence is verified against
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "KMS_TRUST")]
     trust: Option<PathBuf>,
     /// Register the measurements as `keyferry chain` does, with its variables (RPC_URL, KMS_CONTRACT_ADDR, PRIVATE_KEY)
     #[arg(long)]

@@ -100,7 +100,7 @@ struct Kms {
     #[arg(long, value_name = "ID", default_value_t = 84532)]
     chain_id: u64,
     /// Port of the KMS on the machine
-    #[arg(long, value_name = "PORT", default_value_t = 12001)]
+    #[arg(long, value_name = "PORT", env = "KMS_PORT", default_value_t = 12001)]
     kms_port: u16,
     /// A JSON-RPC endpoint whose address holds no key (direct); give two, of different operators
     #[arg(long, value_name = "URL", requires = "mode")]
