@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -120,13 +121,15 @@ impl KmsMachine {
     }
 }
 
-/// A port that programs do not get by chance: below those that the kernel gives out, by the test's process.
+/// A port that programs do not get by chance: below those that the kernel gives out, beginning at one of the test's
+/// process, and each tried once.
 fn free_port() -> u16 {
-    let start = 12_000 + u16::try_from(std::process::id() % 9_000).expect("below 9000") * 2;
-    let mut candidates = (start..32_000).chain(12_000..start);
-    candidates
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("one of many ports is free")
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    let start = u16::try_from(std::process::id() % 1_000).expect("below 1000") * 20;
+    let free = std::iter::repeat_with(|| 12_000 + (start + TRIED.fetch_add(1, Ordering::Relaxed)) % 20_000)
+        .take(1_000)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.expect("one of many ports is free")
 }
 
 fn write(path: &Path, text: &str) {

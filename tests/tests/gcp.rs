@@ -219,7 +219,11 @@ async fn every_refusal_of_a_machine_has_a_next_step() {
             "compute.googleapis.com",
         ),
         (
-            Fault::Refused(412, "conditionNotMet", "Constraint constraints/compute.vmExternalIpAccess violated"),
+            Fault::Refused(
+                412,
+                "conditionNotMet",
+                "Constraint constraints/compute.vmExternalIpAccess violated",
+            ),
             "an organisation policy forbids this",
         ),
         (

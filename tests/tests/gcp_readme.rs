@@ -78,11 +78,18 @@ fn the_walk_to_a_kms_and_a_second_node_works_as_printed() {
     let [values, walk] = &first[..] else { panic!("{first:#?}") };
     let [join, down] = &second[..] else { panic!("{second:#?}") };
     // Every value that the walk needs is one that the reader is told to choose.
-    let chosen: Vec<&str> = values
-        .lines()
-        .filter_map(|line| line.strip_prefix("export ")?.split('=').next())
-        .collect();
-    let named = ["PROJECT", "DOMAIN", "OPERATOR", "CLIENTS", "KMS_IMAGE", "KMS_CONTRACT_ADDR", "IMAGE_URL", "IMAGE_SHA256"];
+    let chosen: Vec<&str> =
+        values.lines().filter_map(|line| line.strip_prefix("export ")?.split('=').next()).collect();
+    let named = [
+        "PROJECT",
+        "DOMAIN",
+        "OPERATOR",
+        "CLIENTS",
+        "KMS_IMAGE",
+        "KMS_CONTRACT_ADDR",
+        "IMAGE_URL",
+        "IMAGE_SHA256",
+    ];
     assert_eq!(chosen, named);
 
     // The evidence of every emulated machine shows this image.
