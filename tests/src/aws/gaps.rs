@@ -67,7 +67,10 @@ pub(super) async fn carry_out(shared: &Shared, service: &str, call: &Call) -> An
         "DescribeInstances" => describe_instances(shared, call, pass_on().await),
         "TerminateInstances" => {
             for id in numbered(&call.parameters, "InstanceId") {
-                shared.inner().gaps.instances.entry(id).or_default().ending = 1;
+                let mut inner = shared.inner();
+                let extra = inner.gaps.instances.entry(id).or_default();
+                // Whoever ends it has seen it.
+                (extra.unseen, extra.ending) = (0, 1);
             }
             pass_on().await
         }
