@@ -237,7 +237,7 @@ fn what_cannot_work_is_said_in_one_line_with_a_next_step() {
         (
             &["--region", "mars-north-1"],
             3,
-            "AuthFailure",
+            "InvalidClientTokenId",
             "the region mars-north-1 is the right one and enabled",
         ),
         (
@@ -284,6 +284,7 @@ fn what_cannot_work_is_said_in_one_line_with_a_next_step() {
         let finished = operator.run(&directory, &["up", "--yes"]);
         operator.aws.forget_calls();
         operator.done(&directory, &["down", "--yes"]);
+        operator.aws.forget_calls();
         finished
     };
     let quota = "You have requested more vCPU capacity than your current vCPU limit of 0 allows";
