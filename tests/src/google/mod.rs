@@ -105,6 +105,7 @@ impl Google {
         let shared = Arc::new(Shared { compute, storage, inner: Mutex::default(), hung: Condvar::new() });
         let (stop, stopped) = oneshot::channel();
         let (address, thread) = server::start(Arc::clone(&shared), stopped);
+        shared.inner().state.address = format!("http://{address}/compute/v1/");
         Self { address, shared, stop: Some(stop), thread: Some(thread) }
     }
 
@@ -162,6 +163,12 @@ impl Google {
     #[must_use]
     pub fn object(&self, bucket: &str, name: &str) -> Option<Vec<u8>> {
         self.shared.inner().state.object(bucket, name)
+    }
+
+    /// The archive an image was made from, the latest of its name.
+    #[must_use]
+    pub fn archive(&self, image: &str) -> Option<Vec<u8>> {
+        self.shared.inner().state.archive(image)
     }
 
     /// Appends to the output of an instance's serial port. The server keeps the last MiB.

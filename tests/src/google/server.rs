@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -119,8 +119,14 @@ fn route(
             head.headers.get(header::CONTENT_RANGE).and_then(|it| it.to_str().ok()).unwrap_or_default();
         return shared.inner().state.take_part(session, range, body).map(part);
     }
-    if let Some(rest) = path.strip_prefix("upload/storage/v1/") {
-        return begin(shared, head, rest, query);
+    // gcloud puts a word before the path when it uploads in parts.
+    if let Some(rest) = path.strip_prefix("resumable/").unwrap_or(path).strip_prefix("upload/storage/v1/") {
+        return upload(shared, head, rest, query, body);
+    }
+    // No part of Google: what an image was made from, for who tries the stand-in by hand.
+    if let Some(image) = path.strip_prefix("stand-in/images/") {
+        let archive = shared.inner().state.archive(image).ok_or_else(not_found)?;
+        return Ok(Response::new(Full::new(Bytes::from(archive))));
     }
     let (schemas, rest) = match path.strip_prefix("compute/v1/") {
         Some(rest) => (&shared.compute, rest),
@@ -135,33 +141,64 @@ fn route(
     let mut inner = shared.inner();
     match path.starts_with("compute/") {
         true => inner.state.compute(&matched, query, json, fails).map(|value| answer(200, &value)),
-        false => inner.state.storage(&matched, json).map(|value| match value {
+        false if query.iter().any(|(name, value)| name == "alt" && value == "media") => {
+            let (bucket, object) = (matched.get("bucket"), matched.get("object"));
+            let bytes = inner.state.object(bucket, object);
+            let bytes =
+                bytes.ok_or_else(|| (404, "notFound", format!("No such object: {bucket}/{object}")))?;
+            Ok(Response::new(Full::new(Bytes::from(bytes))))
+        }
+        false => inner.state.storage(&matched, query, json).map(|value| match value {
             Some(value) => answer(200, &value),
             None => plain(StatusCode::NO_CONTENT),
         }),
     }
 }
 
-fn begin(
+/// An upload in one request, or the beginning of one in parts.
+fn upload(
     shared: &Shared,
     head: &hyper::http::request::Parts,
     rest: &str,
     query: &[(String, String)],
+    body: &[u8],
 ) -> Result<Answer, Refusal> {
     let parameter = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    let bucket = rest.strip_prefix("b/").and_then(|it| it.strip_suffix("/o"));
-    let (Some(bucket), Some(name), &Method::POST) = (bucket, parameter("name"), &head.method) else {
-        return Err((400, "required", "an upload needs a bucket and a name".to_owned()));
+    let text = |name| head.headers.get(name).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let required = || (400, "required", "an upload needs a bucket and a name".to_owned());
+    let bucket = rest.strip_prefix("b/").and_then(|it| it.strip_suffix("/o")).ok_or_else(required)?;
+    // The kind of upload is no parameter of the method.
+    let others: Vec<_> = query.iter().filter(|(name, _)| name != "uploadType").cloned().collect();
+    let check = |metadata: &Value| {
+        let method = ["b".to_owned(), bucket.to_owned(), "o".to_owned()];
+        let matched = shared.storage.find(head.method.as_str(), &method).ok_or_else(required)?;
+        shared
+            .storage
+            .check(&matched, &others, Some(metadata))
+            .map_err(|message| (400, "invalid", message))?;
+        let name = metadata["name"].as_str().map(str::to_owned).or_else(|| parameter("name"));
+        name.ok_or_else(required)
     };
-    if parameter("uploadType").as_deref() != Some("resumable") {
-        return Err((501, "notImplemented", "only resumable uploads are part of this stand-in".to_owned()));
+    match parameter("uploadType").as_deref() {
+        Some("multipart") => {
+            let (metadata, content) = super::storage::multipart(text(header::CONTENT_TYPE), body)
+                .ok_or_else(|| (400, "badContent", "Malformed multipart body.".to_owned()))?;
+            let name = check(&metadata)?;
+            shared.inner().state.store(bucket, &name, content).map(|object| answer(200, &object))
+        }
+        Some("resumable") => {
+            let metadata = if body.is_empty() { Ok(json!({})) } else { serde_json::from_slice(body) };
+            let metadata = metadata.map_err(|_| (400, "parseError", "Parse Error".to_owned()))?;
+            let name = check(&metadata)?;
+            let session = shared.inner().state.begin_upload(bucket, &name)?;
+            let location = format!("http://{}/upload/session/{session}", text(header::HOST));
+            let mut begun = plain(StatusCode::OK);
+            let location = location.parse().expect("an address is a header value");
+            begun.headers_mut().insert(header::LOCATION, location);
+            Ok(begun)
+        }
+        _ => Err((501, "notImplemented", "other uploads are not part of this stand-in".to_owned())),
     }
-    let session = shared.inner().state.begin_upload(bucket, &name)?;
-    let host = head.headers.get(header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
-    let mut begun = plain(StatusCode::OK);
-    let location = format!("http://{host}/upload/session/{session}");
-    begun.headers_mut().insert(header::LOCATION, location.parse().expect("an address is a header value"));
-    Ok(begun)
 }
 
 fn part(part: Part) -> Answer {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use regex::Regex;
 use serde_json::{Value, json};
 
 use super::schema::Matched;
@@ -18,6 +19,8 @@ pub(super) struct State {
     pub(super) external_address: String,
     /// What instances print as they start.
     pub(super) boot_text: String,
+    /// Address of Compute Engine, which its answers name things by.
+    pub(super) address: String,
     /// By `KIND PLACE/NAME`, as the inventory shows it.
     resources: BTreeMap<String, Value>,
     operations: BTreeMap<String, Operation>,
@@ -25,12 +28,15 @@ pub(super) struct State {
     pub(super) objects: BTreeMap<(String, String), Vec<u8>>,
     pub(super) sessions: BTreeMap<String, super::storage::Session>,
     pub(super) counter: u64,
+    /// The archives that images were made from.
+    archives: BTreeMap<String, Vec<u8>>,
     /// Answers by `requestId`: a repeated change happens once.
     answered: BTreeMap<String, Value>,
 }
 
 struct Operation {
     polls: u32,
+    answer: Value,
     error: Option<(&'static str, &'static str)>,
 }
 
@@ -46,13 +52,47 @@ impl Default for State {
         Self {
             external_address: "203.0.113.10".to_owned(),
             boot_text: String::new(),
+            address: "https://www.googleapis.com/compute/v1/".to_owned(),
             resources: BTreeMap::new(),
             operations: BTreeMap::new(),
             consoles: BTreeMap::new(),
             objects: BTreeMap::new(),
             sessions: BTreeMap::new(),
             counter: 0,
+            archives: BTreeMap::new(),
             answered: BTreeMap::new(),
+        }
+    }
+}
+
+/// What guards a change of tags. Google's are bytes as base64, which gcloud decodes.
+fn fingerprint(counter: u64) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE.encode(counter.to_be_bytes())
+}
+
+/// A filter of a list, in the two forms that are used: ours and gcloud's.
+enum Filter {
+    /// `labels.NAME=VALUE`
+    Label(String, String),
+    /// `name eq "REGEX"`, the whole name
+    Name(Regex),
+}
+
+impl Filter {
+    fn parse(text: &str) -> Result<Self, Refusal> {
+        let invalid = || (400, "invalid", "Invalid list filter expression.".to_owned());
+        if let Some((name, value)) = text.strip_prefix("labels.").and_then(|it| it.split_once('=')) {
+            return Ok(Self::Label(name.to_owned(), value.to_owned()));
+        }
+        let pattern = text.strip_prefix("name eq ").map(|it| it.trim_matches('"')).ok_or_else(invalid)?;
+        Regex::new(&format!("^(?:{pattern})$")).map(Self::Name).map_err(|_| invalid())
+    }
+
+    fn takes(&self, resource: &Value) -> bool {
+        match self {
+            Self::Label(name, value) => resource["labels"][name] == json!(value),
+            Self::Name(pattern) => resource["name"].as_str().is_some_and(|name| pattern.is_match(name)),
         }
     }
 }
@@ -73,6 +113,10 @@ impl State {
 
     pub(super) fn object(&self, bucket: &str, name: &str) -> Option<Vec<u8>> {
         self.objects.get(&(bucket.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub(super) fn archive(&self, image: &str) -> Option<Vec<u8>> {
+        self.archives.get(image).cloned()
     }
 
     pub(super) fn print(&mut self, instance: &str, text: &str) {
@@ -112,7 +156,7 @@ impl State {
             "compute.disks.get" => self.read(&format!("disk {zone}/{}", call.get("disk")))?,
             "compute.images.get" => self.read(&format!("image {}", call.get("image")))?,
             "compute.firewalls.get" => self.read(&format!("firewall {}", call.get("firewall")))?,
-            "compute.firewalls.list" => self.list("firewall "),
+            "compute.firewalls.list" => self.list("firewall ", parameter("filter"))?,
             "compute.instances.aggregatedList" => self.aggregated(parameter("filter"))?,
             "compute.instances.getSerialPortOutput" => self.console(call, parameter("start"))?,
             "compute.zoneOperations.wait" | "compute.globalOperations.wait" => {
@@ -122,7 +166,7 @@ impl State {
                 if fails.is_none() {
                     self.change(change, call, query, body)?;
                 }
-                self.operation(fails)
+                self.operation(call, body, fails)
             }
         };
         if let Some(id) = request {
@@ -146,21 +190,19 @@ impl State {
         self.resources.get(key).cloned().ok_or_else(|| not_found(key))
     }
 
-    fn list(&self, kind: &str) -> Value {
+    fn list(&self, kind: &str, filter: Option<&str>) -> Result<Value, Refusal> {
+        let filter = filter.map(Filter::parse).transpose()?;
+        let found = self.resources.iter().filter(|(key, _)| key.starts_with(kind)).map(|(_, value)| value);
         let items: Vec<&Value> =
-            self.resources.iter().filter(|(key, _)| key.starts_with(kind)).map(|(_, value)| value).collect();
-        json!({ "items": items })
+            found.filter(|it| filter.as_ref().is_none_or(|filter| filter.takes(it))).collect();
+        Ok(json!({ "items": items }))
     }
 
     fn aggregated(&self, filter: Option<&str>) -> Result<Value, Refusal> {
-        let label = match filter.map(|it| it.strip_prefix("labels.").and_then(|it| it.split_once('='))) {
-            None => None,
-            Some(Some(label)) => Some(label),
-            Some(None) => return Err((400, "invalid", "Invalid list filter expression.".to_owned())),
-        };
+        let filter = filter.map(Filter::parse).transpose()?;
         let mut scopes = serde_json::Map::new();
         for (key, instance) in self.resources.iter().filter(|(key, _)| key.starts_with("instance ")) {
-            if label.is_some_and(|(name, value)| instance["labels"][name] != value) {
+            if filter.as_ref().is_some_and(|filter| !filter.takes(instance)) {
                 continue;
             }
             let zone = key["instance ".len()..].split('/').next().unwrap_or_default();
@@ -185,28 +227,52 @@ impl State {
         }))
     }
 
-    fn operation(&mut self, error: Option<(&'static str, &'static str)>) -> Value {
+    fn operation(
+        &mut self,
+        call: &Matched<'_>,
+        body: Option<&Value>,
+        error: Option<(&'static str, &'static str)>,
+    ) -> Value {
         self.counter += 1;
         let name = format!("operation-{}", self.counter);
-        self.operations.insert(name.clone(), Operation { polls: 0, error });
-        json!({"name": name, "status": "RUNNING"})
+        let project = format!("{}projects/{}", self.address, call.get("project"));
+        let place = match call.get("zone") {
+            "" => "global".to_owned(),
+            zone => format!("zones/{zone}"),
+        };
+        let mut words = call.id().split('.').skip(1);
+        let (collection, verb) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let target = match body.and_then(|body| body["name"].as_str()) {
+            Some(name) if verb == "insert" => name,
+            _ => call.get(collection.strip_suffix('s').unwrap_or(collection)),
+        };
+        let mut answer = json!({
+            "kind": "compute#operation",
+            "name": name,
+            "operationType": verb,
+            "selfLink": format!("{project}/{place}/operations/{name}"),
+            "status": "RUNNING",
+            "targetLink": format!("{project}/{place}/{collection}/{target}"),
+        });
+        if place != "global" {
+            answer["zone"] = json!(format!("{project}/{place}"));
+        }
+        self.operations.insert(name, Operation { polls: 0, answer: answer.clone(), error });
+        answer
     }
 
     fn wait(&mut self, name: &str) -> Result<Value, Refusal> {
         let operation = self.operations.get_mut(name).ok_or_else(|| not_found(name))?;
         operation.polls += 1;
-        if operation.polls <= POLLS {
-            return Ok(json!({"name": name, "status": "RUNNING"}));
+        let mut answer = operation.answer.clone();
+        if operation.polls > POLLS {
+            answer["status"] = json!("DONE");
+            if let Some((code, message)) = operation.error {
+                answer["error"] = json!({"errors": [{"code": code, "message": message}]});
+                answer["httpErrorStatusCode"] = json!(400);
+            }
         }
-        match operation.error {
-            None => Ok(json!({"name": name, "status": "DONE"})),
-            Some((code, message)) => Ok(json!({
-                "name": name,
-                "status": "DONE",
-                "error": {"errors": [{"code": code, "message": message}]},
-                "httpErrorStatusCode": 400,
-            })),
-        }
+        Ok(answer)
     }
 
     fn change(
@@ -225,15 +291,17 @@ impl State {
         match (change, body) {
             ("compute.images.insert", Some(body)) => {
                 let source = body["rawDisk"]["source"].as_str().unwrap_or_default();
-                let (bucket, name) = super::storage::parse_source(source)
+                let (bucket, name) = super::storage::parse_source(source, &self.address)
                     .ok_or_else(|| (400, "invalid", format!("Invalid value for rawDisk.source: {source}")))?;
-                if !self.objects.contains_key(&(bucket, name)) {
-                    return Err((404, "notFound", format!("The object {source} was not found")));
-                }
-                self.insert("image", "", body, json!({"status": "READY"}))
+                let archive = self.objects.get(&(bucket, name)).cloned();
+                let archive =
+                    archive.ok_or_else(|| (404, "notFound", format!("The object {source} was not found")))?;
+                self.insert("image", "", body, json!({"status": "READY"}))?;
+                self.archives.insert(body["name"].as_str().unwrap_or_default().to_owned(), archive);
+                Ok(())
             }
             ("compute.firewalls.insert", Some(body)) => self.insert("firewall", "", body, json!({})),
-            ("compute.instances.insert", Some(body)) => self.insert_instance(zone, body),
+            ("compute.instances.insert", Some(body)) => self.insert_instance(call.get("project"), zone, body),
             ("compute.firewalls.patch", Some(body)) => {
                 let key = format!("firewall {}", call.get("firewall"));
                 let rule = self.resources.get_mut(&key).ok_or_else(|| not_found(&key))?;
@@ -247,8 +315,7 @@ impl State {
                     return Err((412, "conditionNotMet", "Supplied fingerprint does not match".to_owned()));
                 }
                 self.counter += 1;
-                machine["tags"] =
-                    json!({"items": body["items"], "fingerprint": format!("f{}", self.counter)});
+                machine["tags"] = json!({"items": body["items"], "fingerprint": fingerprint(self.counter)});
                 Ok(())
             }
             ("compute.instances.setDeletionProtection", _) => {
@@ -310,7 +377,7 @@ impl State {
     }
 
     /// Checks what the discovery document does not say: images must exist, the boot image must run in TDX.
-    fn insert_instance(&mut self, zone: &str, body: &Value) -> Result<(), Refusal> {
+    fn insert_instance(&mut self, project: &str, zone: &str, body: &Value) -> Result<(), Refusal> {
         let invalid = |message: String| (400, "invalid", message);
         let place = format!("{zone}/");
         let name = body["name"].as_str().unwrap_or_default().to_owned();
@@ -338,11 +405,12 @@ impl State {
                 config["natIP"] = json!(self.external_address);
             }
         }
-        let tags = json!({"items": body["tags"]["items"], "fingerprint": format!("f{}", self.counter)});
+        let tags = json!({"items": body["tags"]["items"], "fingerprint": fingerprint(self.counter)});
         let more = json!({
             "id": self.counter.to_string(),
             "status": "RUNNING",
-            "zone": format!("https://www.googleapis.com/compute/v1/projects/p/zones/{zone}"),
+            "zone": format!("{}projects/{project}/zones/{zone}", self.address),
+            "selfLink": format!("{}projects/{project}/zones/{zone}/instances/{name}", self.address),
             "creationTimestamp": "2026-11-20T12:00:00.000-07:00",
             "networkInterfaces": interfaces,
             "tags": tags,

@@ -1,5 +1,8 @@
 //! Cloud Storage: objects, and uploads in parts.
 
+use std::collections::BTreeSet;
+
+use md5::{Digest as _, Md5};
 use serde_json::{Value, json};
 
 use super::schema::Matched;
@@ -7,6 +10,9 @@ use super::state::{Refusal, State};
 
 /// Parts but the last are multiples of this.
 const GRANULE: u64 = 256 << 10;
+
+/// Parts of an upload in one request.
+const PARTS: usize = 2;
 
 /// An upload that has begun.
 pub(super) struct Session {
@@ -21,9 +27,10 @@ pub(super) enum Part {
     Stored(u64),
 }
 
-/// Bucket and object of an image's source, in either form.
-pub(super) fn parse_source(source: &str) -> Option<(String, String)> {
-    let path = source.strip_prefix("https://storage.googleapis.com/")?;
+/// Bucket and object of an image's source, in either form. gcloud writes the address it was sent to, `own`.
+pub(super) fn parse_source(source: &str, own: &str) -> Option<(String, String)> {
+    let own = own.strip_suffix("compute/v1/").unwrap_or(own);
+    let path = source.strip_prefix("https://storage.googleapis.com/").or_else(|| source.strip_prefix(own))?;
     let (bucket, name) = match path.strip_prefix("storage/v1/b/") {
         Some(rest) => rest.split_once("/o/")?,
         None => path.split_once('/')?,
@@ -33,8 +40,41 @@ pub(super) fn parse_source(source: &str) -> Option<(String, String)> {
 
 fn describe(bucket: &str, name: &str, bytes: &[u8]) -> Value {
     use base64::Engine as _;
-    let crc32c = base64::engine::general_purpose::STANDARD.encode(crc32c::crc32c(bytes).to_be_bytes());
-    json!({"bucket": bucket, "name": name, "size": bytes.len().to_string(), "crc32c": crc32c})
+    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    json!({
+        "kind": "storage#object",
+        "bucket": bucket,
+        "name": name,
+        "generation": "1",
+        "size": bytes.len().to_string(),
+        "crc32c": base64(&crc32c::crc32c(bytes).to_be_bytes()),
+        // gcloud deletes what it uploaded when this is not what it computed.
+        "md5Hash": base64(&Md5::digest(bytes)),
+    })
+}
+
+/// Metadata and content of a body `multipart/related`. gcloud writes it with line feeds alone and puts the boundary into
+/// apostrophes.
+pub(super) fn multipart<'a>(content_type: &str, body: &'a [u8]) -> Option<(Value, &'a [u8])> {
+    let (_, boundary) = content_type.split_once("boundary=")?;
+    let boundary = format!("--{}", boundary.trim_matches(['\'', '"']));
+    let position = |within: &[u8], what: &[u8]| within.windows(what.len()).position(|window| window == what);
+    let mut parts = Vec::new();
+    let mut rest = &body[position(body, boundary.as_bytes())? + boundary.len()..];
+    while parts.len() < PARTS {
+        let end = position(rest, boundary.as_bytes())?;
+        let part = &rest[..end];
+        let (head, blank) = match (position(part, b"\r\n\r\n"), position(part, b"\n\n")) {
+            (Some(head), _) => (head, 4),
+            (None, Some(head)) => (head, 2),
+            (None, None) => return None,
+        };
+        let content = &part[head + blank..];
+        let content = content.strip_suffix(b"\r\n").or_else(|| content.strip_suffix(b"\n"))?;
+        parts.push(content);
+        rest = &rest[end + boundary.len()..];
+    }
+    Some((serde_json::from_slice(parts[0]).ok()?, parts[1]))
 }
 
 impl State {
@@ -42,6 +82,7 @@ impl State {
     pub(super) fn storage(
         &mut self,
         call: &Matched<'_>,
+        query: &[(String, String)],
         body: Option<&Value>,
     ) -> Result<Option<Value>, Refusal> {
         let (bucket, object) = (call.get("bucket").to_owned(), call.get("object").to_owned());
@@ -56,8 +97,38 @@ impl State {
                 Some(_) => Ok(None),
                 None => Err((404, "notFound", format!("No such object: {bucket}/{object}"))),
             },
+            "storage.objects.list" => {
+                let parameter = |name: &str| {
+                    query.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str())
+                };
+                self.bucket(&bucket)?;
+                Ok(Some(self.listed(&bucket, parameter("prefix"), parameter("delimiter"))))
+            }
             other => Err((501, "notImplemented", format!("{other} is not part of this stand-in"))),
         }
+    }
+
+    fn listed(&self, bucket: &str, prefix: &str, delimiter: &str) -> Value {
+        let mut items = Vec::new();
+        let mut prefixes = BTreeSet::new();
+        for ((_, name), bytes) in
+            self.objects.iter().filter(|((of, name), _)| of == bucket && name.starts_with(prefix))
+        {
+            match name[prefix.len()..].split_once(delimiter).filter(|_| !delimiter.is_empty()) {
+                Some((folder, _)) => {
+                    prefixes.insert(format!("{prefix}{folder}{delimiter}"));
+                }
+                None => items.push(describe(bucket, name, bytes)),
+            }
+        }
+        json!({"kind": "storage#objects", "items": items, "prefixes": prefixes})
+    }
+
+    /// Takes an object in one request.
+    pub(super) fn store(&mut self, bucket: &str, name: &str, content: &[u8]) -> Result<Value, Refusal> {
+        self.bucket(bucket)?;
+        self.objects.insert((bucket.to_owned(), name.to_owned()), content.to_owned());
+        Ok(describe(bucket, name, content))
     }
 
     /// Begins an upload; the answer is the session's name.
