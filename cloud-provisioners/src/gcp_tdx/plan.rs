@@ -90,6 +90,8 @@ impl Step {
 pub struct Plan<'a> {
     wanted: &'a Wanted,
     steps: Vec<Step>,
+    /// The boot image was made by another program, which did not record what it holds.
+    boot_is_unknown: bool,
 }
 
 impl Plan<'_> {
@@ -104,6 +106,13 @@ impl fmt::Display for Plan<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let config = &self.wanted.config;
         let instance = &config.instance_name;
+        if self.boot_is_unknown {
+            writeln!(
+                f,
+                "the image {} was made by another program: what it holds is seen when the guest attests",
+                config.boot_image
+            )?;
+        }
         for (number, step) in self.steps.iter().enumerate() {
             write!(f, "{:>3}. ", number + 1)?;
             match step {
@@ -230,11 +239,11 @@ pub(super) fn plan<'a>(
 ) -> Result<Plan<'a>, Refusal> {
     check_place(wanted, found)?;
     let replacing = match check_instance(wanted, found, replace)? {
-        Machine::Current => return Ok(Plan { wanted, steps: Vec::new() }),
+        Machine::Current => return Ok(Plan { wanted, steps: Vec::new(), boot_is_unknown: false }),
         Machine::Absent => false,
         Machine::Replaced => true,
     };
-    let boot_is_current = check_boot_image(wanted, found, force_boot_image)?;
+    let boot = check_boot_image(wanted, found, force_boot_image)?;
     check_shared_image(wanted, found)?;
 
     let mut steps = Vec::new();
@@ -244,7 +253,7 @@ pub(super) fn plan<'a>(
         }
     };
     add(!found.bucket, Step::CreateBucket);
-    add(!boot_is_current, Step::MakeBootImage);
+    add(boot == Boot::Wanting, Step::MakeBootImage);
     add(found.data_image.is_none(), Step::MakeDataImage);
     add(true, Step::UploadConfiguration);
     add(replacing && found.instance.as_ref().is_some_and(|it| it.deletion_protection), Step::Unprotect);
@@ -253,7 +262,7 @@ pub(super) fn plan<'a>(
     add(found.shared_image.is_some(), Step::DeleteConfigurationImage);
     add(true, Step::MakeConfigurationImage);
     add(true, Step::CreateInstance);
-    Ok(Plan { wanted, steps })
+    Ok(Plan { wanted, steps, boot_is_unknown: boot == Boot::Unknown })
 }
 
 fn check_place(wanted: &Wanted, found: &Found) -> Result<(), Refusal> {
@@ -308,11 +317,22 @@ fn check_instance(wanted: &Wanted, found: &Found, replace: &Replace) -> Result<M
     }
 }
 
-/// Whether the boot image is there, made from this very disk.
-fn check_boot_image(wanted: &Wanted, found: &Found, force: bool) -> Result<bool, Refusal> {
-    let Some(image) = &found.boot_image else { return Ok(false) };
+/// What is known of the boot image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Boot {
+    /// It must be made.
+    Wanting,
+    /// It was made from this very disk.
+    Current,
+    /// It is there, and nobody recorded from what it was made: dstack-cloud does not. It is used, because the guest measures
+    /// it; replacing it would change other machines.
+    Unknown,
+}
+
+fn check_boot_image(wanted: &Wanted, found: &Found, force: bool) -> Result<Boot, Refusal> {
+    let Some(image) = &found.boot_image else { return Ok(Boot::Wanting) };
     if force {
-        return Ok(false);
+        return Ok(Boot::Wanting);
     }
     if image.status == "FAILED" {
         return Err(Refusal::Image { image: image.name.clone(), problem: "could not be made".to_owned() });
@@ -321,15 +341,12 @@ fn check_boot_image(wanted: &Wanted, found: &Found, force: bool) -> Result<bool,
         let problem = "is not marked TDX_CAPABLE".to_owned();
         return Err(Refusal::Image { image: image.name.clone(), problem });
     }
-    match image.description == wanted.boot_description() {
-        true => Ok(true),
-        false => Err(Refusal::OtherBootImage {
+    match image.description.as_str() {
+        "" => Ok(Boot::Unknown),
+        description if description == wanted.boot_description() => Ok(Boot::Current),
+        description => Err(Refusal::OtherBootImage {
             image: image.name.clone(),
-            found: if image.description.is_empty() {
-                "no hash recorded".into()
-            } else {
-                image.description.clone()
-            },
+            found: description.to_owned(),
             wanted: hex::encode(wanted.boot_disk.sha256),
         }),
     }
@@ -497,8 +514,13 @@ mod tests {
     #[test]
     fn an_image_from_another_disk_is_not_overwritten_silently() {
         let wanted = wanted(KeyProvider::Kms);
-        let other = json!({"name": "dstack-cloud-0-6-0", "guestOsFeatures": [{"type": "TDX_CAPABLE"}]});
-        let found = Found { boot_image: read(other), ..empty() };
+        let mut image = json!({"name": "dstack-cloud-0-6-0", "guestOsFeatures": [{"type": "TDX_CAPABLE"}]});
+        let found = Found { boot_image: read(image.clone()), ..empty() };
+        let unknown = plan(&wanted, &found, &Replace::No, false).unwrap();
+        assert!(!unknown.steps().contains(&Step::MakeBootImage), "what dstack-cloud uploaded is used");
+        assert!(unknown.to_string().starts_with("the image dstack-cloud-0-6-0 was made by another program"));
+        image["description"] = json!("sha256 of disk.raw: 00");
+        let found = Found { boot_image: read(image), ..empty() };
         assert!(matches!(plan(&wanted, &found, &Replace::No, false), Err(Refusal::OtherBootImage { .. })));
         let forced = plan(&wanted, &found, &Replace::No, true).unwrap();
         assert!(forced.steps().contains(&Step::MakeBootImage));
