@@ -38,6 +38,8 @@ enum Command {
     Kms(commands::kms::Command),
     KmsImage(commands::kms_image::Arguments),
     #[command(subcommand)]
+    Doctor(commands::doctor::Command),
+    #[command(subcommand)]
     Enclave(commands::enclave::Command),
     /// Stand up the EC2 host of an enclave, make it ready, look into it, and take it down
     #[command(subcommand)]
@@ -61,6 +63,10 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::GetKeys(arguments) => block_on(commands::get_keys::run(arguments)),
         Command::Attestation(command) => {
             commands::attestation::run(command, &mut BufWriter::new(io::stdout().lock()), &mut io::stderr())
+        }
+        Command::Doctor(command) => {
+            command_line::logs::install(command_line::logs::LogFormat::Text, "warn");
+            block_on(commands::doctor::run(command))
         }
         Command::Enclave(command) => {
             command_line::logs::install(command_line::logs::LogFormat::Text, "warn");

@@ -83,16 +83,6 @@ pub enum Error {
         /// What is missing, and where it was looked for.
         problem: String,
     },
-    /// What was fetched is not what it should be.
-    #[error("{what}: hashes to {actual}, expected {expected}")]
-    Digest {
-        /// What.
-        what: String,
-        /// SHA-256 as found, hex.
-        actual: String,
-        /// As it should be, hex.
-        expected: String,
-    },
     /// A disk image could not be built in memory.
     #[error("{disk}: cannot be built")]
     Disk {
@@ -142,6 +132,29 @@ pub enum Error {
     /// Google refused, or did not answer.
     #[error(transparent)]
     Google(#[from] crate::gcp::Error),
+    /// The program's own part of HTTP cannot be set up.
+    #[error("cannot set up HTTP")]
+    HttpClient(#[source] reqwest::Error),
+    /// An answer could not be read.
+    #[error("{call}: {problem}")]
+    Http {
+        /// What was asked.
+        call: String,
+        /// What is wrong with the answer.
+        problem: String,
+    },
+    /// A container image is not where guests would pull it.
+    #[error(transparent)]
+    Registry(#[from] crate::registry::Error),
+    /// The VMM refused, or did not answer.
+    #[error(transparent)]
+    Vmm(#[from] crate::vmm::Error),
+    /// The machine was not made, before anything was changed.
+    #[error(transparent)]
+    VmmRefused(#[from] crate::vmm::Refusal),
+    /// An OS image could not be fetched.
+    #[error(transparent)]
+    Pull(#[from] crate::pull::Error),
     /// The operating system gave no randomness.
     #[error("no randomness from the operating system")]
     Random,
@@ -167,16 +180,16 @@ impl Error {
                 Some(format!("{image} can be used as it is; move it away to fetch it anew"))
             }
             Self::OsImage { image, .. } => Some(format!("fetch it with `keyferry kms pull {image}`")),
-            Self::Digest { .. } => Some(
-                "it was changed on the way, or is another release than the digest is of: do not use it"
-                    .into(),
-            ),
             Self::Google(error) => error.hint(),
             Self::Aws(error) => error.hint(),
             Self::Ec2(refusal) => Some(refusal.hint()),
             Self::NoHost { .. } => {
                 Some("make one with `keyferry host up`, or name its directory with -C".into())
             }
+            Self::Registry(error) => Some(error.remedy()),
+            Self::Vmm(error) => error.hint(),
+            Self::VmmRefused(refusal) => Some(refusal.hint()),
+            Self::Pull(error) => error.hint(),
             Self::Refused(refusal) => Some(refusal.hint()),
             Self::NoInstance { .. } => Some("make it with `keyferry kms deploy`".into()),
             Self::NotOurs { .. } => {

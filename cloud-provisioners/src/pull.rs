@@ -1,217 +1,350 @@
-//! Fetches OS images: the right variant, whole, and with its digest shown.
+//! Fetches an OS image: downloads its archive, goes on where a download was cut, unpacks it and checks that it is the variant
+//! that boots.
+//!
+//! ```text
+//! NAME or URL ──▶ .NAME.tar.gz.part ──sha256──▶ .NAME.unpacked ──variant, own hashes──▶ NAME
+//! ```
+//!
+//! Nothing is where images are looked for before it was checked.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
-use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
+mod download;
+mod unpack;
 
-use flate2::read::GzDecoder;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use command_line::Exit;
 use reqwest::Url;
-use sha2::{Digest as _, Sha256};
-use tokio::time::timeout;
 
-use crate::Error;
-use crate::project::OsImage;
+use crate::project::{OsImage, check_guest_image, sha256_of};
 
-/// Largest archive, and largest image unpacked. Images of 0.6.0 are some 300 MiB and 2 GiB.
-const LONGEST_ARCHIVE: u64 = 8 << 30;
-const LONGEST_IMAGE: u64 = 32 << 30;
-/// A server that sends nothing for so long is gone.
-const SILENCE: Duration = Duration::from_secs(60);
-const CONNECT: Duration = Duration::from_secs(20);
-const REDIRECTS: usize = 5;
-/// What ends the name of an archive for Confidential VMs.
-const UKI_ARCHIVE: &str = "-uki.tar.gz";
+pub use download::Progress;
 
-/// Where an image comes from.
+/// Where the releases of each generation are.
+const GITHUB: &str = "https://github.com/";
+
+/// Which machines an image boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// One bootable disk, for a Confidential VM of a cloud.
+    Uki,
+    /// Kernel, initramfs and root file system, for a VMM on bare metal.
+    BareMetal,
+}
+
+impl Variant {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Uki => "-uki.tar.gz",
+            Self::BareMetal => ".tar.gz",
+        }
+    }
+}
+
+/// An image to fetch: the name of a release, or an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// The image's name, and that of its directory.
-    pub image: String,
-    /// Address of its archive.
-    pub url: Url,
-    /// Whether the address is one of a project's releases, which the name alone leads to.
-    pub is_release: bool,
+pub enum Source {
+    /// `dstack-cloud-0.6.0`, `dstack-0.6.0`.
+    Release(String),
+    /// An archive anywhere.
+    Address(Url),
+}
+
+impl FromStr for Source {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return match text.parse::<Url>() {
+                Ok(url) if image_name(&url).is_some() => Ok(Self::Address(url)),
+                _ => Err(Error::Name { name: text.to_owned(), problem: "does not end in NAME.tar.gz" }),
+            };
+        }
+        let release = Self::Release(text.to_owned());
+        release.url(Variant::Uki, None).map(|_| release)
+    }
+}
+
+/// The image's name by an archive's address.
+fn image_name(url: &Url) -> Option<String> {
+    let file = url.path_segments()?.next_back()?;
+    let name = file.strip_suffix("-uki.tar.gz").or_else(|| file.strip_suffix(".tar.gz"))?;
+    is_name(name).then(|| name.to_owned())
+}
+
+/// It becomes the name of a directory.
+fn is_name(name: &str) -> bool {
+    let first = name.bytes().next();
+    first.is_some_and(|it| it.is_ascii_alphanumeric())
+        && name.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_.".contains(&it))
 }
 
 impl Source {
-    /// The archive of an image by its name, `dstack-cloud-0.6.0`, `dstack-0.6.1`, or by its address.
-    ///
-    /// Source of the addresses: `pull` of dstack-cloud, old and new.
+    /// Name of the image.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Release(name) => name.clone(),
+            Self::Address(url) => image_name(url).unwrap_or_default(),
+        }
+    }
+
+    /// Where its archive is. `mirror` stands for GitHub's address.
     ///
     /// # Errors
     ///
-    /// [`Error::OsImage`] when it is neither.
-    pub fn parse(text: &str) -> Result<Self, Error> {
-        let wrong = |problem: &str| Error::OsImage { image: text.to_owned(), problem: problem.to_owned() };
-        if text.contains("://") {
-            let url = Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
-            let name = url.path_segments().and_then(|mut it| it.next_back()).unwrap_or_default();
-            let image = name.strip_suffix(UKI_ARCHIVE).or_else(|| name.strip_suffix(".tar.gz"));
-            let image = image.filter(|it| is_name(it)).ok_or_else(|| wrong("is no address of a .tar.gz"))?;
-            let image = image.to_owned();
-            return Ok(Self { image, url, is_release: false });
-        }
-        let version = text.find(|it: char| it.is_ascii_digit()).map(|at| &text[at..]);
-        let version = version.filter(|_| is_name(text) && text.starts_with("dstack-"));
-        let version =
-            version.ok_or_else(|| wrong("is no name such as dstack-cloud-0.6.0, and no address"))?;
-        let mut numbers = version.split(['.', '-']).map(|it| it.parse::<u32>().unwrap_or(0));
-        let number = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let (project, tag) = match (text.starts_with("dstack-cloud-"), number >= (0, 6)) {
-            (true, _) => ("Phala-Network/meta-dstack-cloud", format!("v{version}")),
-            (false, false) => ("Dstack-TEE/meta-dstack", format!("v{version}")),
-            (false, true) => ("Dstack-TEE/dstack", format!("guest-os-v{version}")),
+    /// [`Error::Name`] for a release that cannot be one.
+    pub fn url(&self, variant: Variant, mirror: Option<&Url>) -> Result<Url, Error> {
+        let name = match self {
+            Self::Address(url) => return Ok(url.clone()),
+            Self::Release(name) => name,
         };
-        let url = format!("https://github.com/{project}/releases/download/{tag}/{text}{UKI_ARCHIVE}");
-        let url = Url::parse(&url).map_err(|error| wrong(&error.to_string()))?;
-        Ok(Self { image: text.to_owned(), url, is_release: true })
+        let wrong = |problem| Error::Name { name: name.clone(), problem };
+        if !is_name(name) {
+            return Err(wrong("has characters that no release has"));
+        }
+        let at = name
+            .match_indices('-')
+            .find(|(at, _)| name[at + 1..].starts_with(|it: char| it.is_ascii_digit()));
+        let version =
+            at.map(|(at, _)| &name[at + 1..]).ok_or_else(|| wrong("has no version, as in dstack-0.6.0"))?;
+        let mut numbers = version.split(['.', '-']).map_while(|it| it.parse::<u32>().ok());
+        let number = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        // Source: `pull` of both dstack-cloud programs.
+        let (repository, tag) = if name.starts_with("dstack-cloud") {
+            ("Phala-Network/meta-dstack-cloud", format!("v{version}"))
+        } else if number < (0, 6) {
+            ("Dstack-TEE/meta-dstack", format!("v{version}"))
+        } else {
+            ("Dstack-TEE/dstack", format!("guest-os-v{version}"))
+        };
+        let base = mirror.map_or(GITHUB, Url::as_str).trim_end_matches('/');
+        let url = format!("{base}/{repository}/releases/download/{tag}/{name}{}", variant.suffix());
+        url.parse().map_err(|_| wrong("makes no address"))
     }
 }
 
-fn is_name(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    !text.is_empty() && text.len() <= 100 && !text.starts_with('.') && text.bytes().all(plain)
+/// Why an image could not be fetched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name cannot be one.
+    #[error("image {name}: {problem}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// An archive from anywhere must be named by its hash.
+    #[error("{url}: an archive from an address needs its SHA-256")]
+    NoDigest {
+        /// The address.
+        url: String,
+    },
+    /// The server has no such archive.
+    #[error("{url}: status {status}")]
+    Status {
+        /// The address.
+        url: String,
+        /// The server's answer.
+        status: u16,
+    },
+    /// The server does not answer, or stopped in the middle.
+    #[error("{url}: {problem}")]
+    Unreachable {
+        /// The address.
+        url: String,
+        /// The reason.
+        problem: String,
+    },
+    /// The archive is larger than any image.
+    #[error("{what}: {actual} bytes, at most {limit} are taken")]
+    TooLarge {
+        /// Which file.
+        what: String,
+        /// Its size.
+        actual: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The archive is another one.
+    #[error("{url}: SHA-256 is {actual}, expected {expected}")]
+    Digest {
+        /// The address.
+        url: String,
+        /// Of what came.
+        actual: String,
+        /// Of what was wanted.
+        expected: String,
+    },
+    /// The archive holds something no image has.
+    #[error("{name}: {problem}")]
+    Archive {
+        /// Name of the image.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The archive is the other variant.
+    #[error("{name}: this is the variant {found}, expected the one {expected}")]
+    Variant {
+        /// Name of the image.
+        name: String,
+        /// What it is.
+        found: &'static str,
+        /// What was wanted.
+        expected: &'static str,
+    },
+    /// Another process fetches the same image.
+    #[error("{}: another process is fetching this image", path.display())]
+    Locked {
+        /// The file both write.
+        path: PathBuf,
+    },
 }
 
-/// An image that was fetched.
-#[derive(Debug)]
-pub struct Pulled {
-    /// Where it is.
+impl Error {
+    /// The next step, when one is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Name { .. } => {
+                Some("name a release, dstack-cloud-0.6.0, or an address of a .tar.gz".into())
+            }
+            Self::NoDigest { .. } => Some("give --sha256 with the hash its publisher names".into()),
+            Self::Status { status: 404, .. } => Some(
+                "there is no such release, or not of this variant: --bare-metal fetches the other".into(),
+            ),
+            Self::Status { .. } | Self::Unreachable { .. } => {
+                Some("run the same command again: it goes on where it was cut".into())
+            }
+            Self::Digest { .. } => {
+                Some("the download was removed; compare the hash with the publisher's".into())
+            }
+            Self::Variant { expected: UKI, .. } => {
+                Some("a Confidential VM boots the archive NAME-uki.tar.gz".into())
+            }
+            Self::Variant { .. } => {
+                Some("a VMM boots the archive NAME.tar.gz, which --bare-metal fetches".into())
+            }
+            Self::TooLarge { .. } | Self::Archive { .. } | Self::Locked { .. } => None,
+        }
+    }
+
+    /// How a command ends with it.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Name { .. } | Self::NoDigest { .. } | Self::Locked { .. } => Exit::Usage,
+            Self::Unreachable { .. } => Exit::NoAnswer,
+            _ => Exit::Refused,
+        }
+    }
+}
+
+const UKI: &str = "with one bootable disk";
+const BARE_METAL: &str = "with a kernel and a root file system";
+
+/// What was fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// The image's directory.
     pub directory: PathBuf,
-    /// SHA-256 of the archive.
-    pub archive_sha256: [u8; 32],
-    /// Hash of the image by its own files, hex.
-    pub os_image_hash: String,
+    /// SHA-256 of the archive, hex; absent when the image was there already.
+    pub archive: Option<String>,
+    /// The hash the image's own files give it, hex.
+    pub hash: String,
 }
 
-/// Fetches an image into a directory below `images`, whole or not at all.
+/// What to fetch, and into which directory of images.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The image.
+    pub source: Source,
+    /// Which kind.
+    pub variant: Variant,
+    /// The hash its archive must have.
+    pub sha256: Option<[u8; 32]>,
+    /// Instead of GitHub.
+    pub mirror: Option<Url>,
+    /// The directory of images.
+    pub into: PathBuf,
+}
+
+/// Fetches an image. One that is there already is checked and left alone.
+///
+/// Cancel safe: a later call goes on with what came so far.
 ///
 /// # Errors
 ///
-/// [`Error::OsImage`] when there is no such archive, it is not the one of `sha256`, or its content is not that of an image
-/// for Confidential VMs.
-pub async fn pull(
-    source: &Source,
-    sha256: Option<[u8; 32]>,
-    images: &Path,
-    progress: impl FnMut(u64, Option<u64>),
-) -> Result<Pulled, Error> {
-    let fail = |problem: String| Error::OsImage { image: source.image.clone(), problem };
-    let directory = images.join(&source.image);
-    if directory.exists() {
-        return Err(fail(format!("{} is there already", directory.display())));
+/// [`crate::Error::Pull`], or a file that cannot be written.
+pub async fn fetch(order: &Order, progress: &mut dyn Progress) -> Result<Fetched, crate::Error> {
+    let name = order.source.name();
+    let url = order.source.url(order.variant, order.mirror.as_ref())?;
+    if matches!(order.source, Source::Address(_)) && order.sha256.is_none() {
+        return Err(Error::NoDigest { url: url.to_string() }.into());
     }
-    fs::create_dir_all(images).map_err(Error::file("create", images))?;
-    let mut archive = tempfile::tempfile_in(images).map_err(Error::file("write to", images))?;
-    let actual = download(source, &mut archive, &fail, progress).await?;
-    if let Some(expected) = sha256.filter(|expected| *expected != actual) {
-        let what = format!("{}.tar.gz", source.image);
-        return Err(Error::Digest { what, actual: hex::encode(actual), expected: hex::encode(expected) });
+    let directory = order.into.join(&name);
+    if directory.is_dir() {
+        let hash = checked(&directory, &name, order.variant).await?;
+        return Ok(Fetched { directory, archive: None, hash });
     }
-    let (image, images) = (source.image.clone(), images.to_owned());
-    let unpacked = tokio::task::spawn_blocking(move || unpack(archive, &image, &images));
-    let os_image_hash = unpacked.await.map_err(|error| fail(error.to_string()))??;
-    Ok(Pulled { directory, archive_sha256: actual, os_image_hash })
-}
-
-async fn download(
-    source: &Source,
-    archive: &mut File,
-    fail: &(dyn Fn(String) -> Error + Sync),
-    mut progress: impl FnMut(u64, Option<u64>),
-) -> Result<[u8; 32], Error> {
-    let client = reqwest::Client::builder()
-        .connect_timeout(CONNECT)
-        .read_timeout(SILENCE)
-        .redirect(reqwest::redirect::Policy::limited(REDIRECTS))
-        .https_only(source.url.scheme() == "https")
-        .user_agent(concat!("keyferry/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| fail(error.to_string()))?;
-    let shown = &source.url;
-    let answer = timeout(SILENCE, client.get(source.url.clone()).send()).await;
-    let answer = answer.map_err(|_| fail(format!("{shown}: no answer within {} s", SILENCE.as_secs())))?;
-    let mut answer = answer.map_err(|error| fail(format!("{shown}: {}", chain(&error))))?;
-    if !answer.status().is_success() {
-        return Err(fail(format!("{shown}: answered {}", answer.status())));
+    std::fs::create_dir_all(&order.into).map_err(crate::Error::file("create", &order.into))?;
+    let part = order.into.join(format!(".{name}{}.part", order.variant.suffix()));
+    let part = download::download(&url, &part, progress).await?;
+    let path = part.path().to_owned();
+    let digest = on_a_thread(move || sha256_of(&path).map_err(crate::Error::file("read", &path))).await?;
+    let archive = hex::encode(digest);
+    if let Some(expected) = order.sha256.filter(|expected| *expected != digest) {
+        part.remove()?;
+        let expected = hex::encode(expected);
+        return Err(Error::Digest { url: url.to_string(), actual: archive, expected }.into());
     }
-    let total = answer.content_length();
-    let (mut hash, mut length) = (Sha256::new(), 0_u64);
-    loop {
-        let chunk = answer.chunk().await.map_err(|error| fail(format!("{shown}: {}", chain(&error))))?;
-        let Some(chunk) = chunk else { break };
-        length += chunk.len() as u64;
-        if length > LONGEST_ARCHIVE {
-            return Err(fail(format!("{shown}: longer than {LONGEST_ARCHIVE} bytes")));
+    let staged = order.into.join(format!(".{name}.unpacked"));
+    let (from, to, image) = (part.path().to_owned(), staged.clone(), name.clone());
+    on_a_thread(move || unpack::unpack(&from, &to, &image)).await?;
+    let hash = match checked(&staged, &name, order.variant).await {
+        Ok(hash) => hash,
+        Err(error) => {
+            std::fs::remove_dir_all(&staged).map_err(crate::Error::file("remove", &staged))?;
+            return Err(error);
         }
-        hash.update(&chunk);
-        archive.write_all(&chunk).map_err(|error| fail(error.to_string()))?;
-        progress(length, total);
-    }
-    Ok(hash.finalize().into())
-}
-
-/// Unpacks beside the place where the image goes, looks at it as a deployment will, and moves it there.
-fn unpack(mut archive: File, image: &str, images: &Path) -> Result<String, Error> {
-    let fail = |problem: String| Error::OsImage { image: image.to_owned(), problem };
-    io::Seek::rewind(&mut archive).map_err(|error| fail(error.to_string()))?;
-    let staging = tempfile::Builder::new().prefix(".pull-").tempdir_in(images);
-    let staging = staging.map_err(Error::file("write to", images))?;
-    let place = staging.path().join(image);
-    fs::create_dir(&place).map_err(Error::file("create", &place))?;
-    let mut left = LONGEST_IMAGE;
-    let mut reader = tar::Archive::new(GzDecoder::new(archive));
-    let entries = reader.entries().map_err(|error| fail(format!("the archive cannot be read: {error}")))?;
-    for entry in entries {
-        let mut entry = entry.map_err(|error| fail(format!("the archive cannot be read: {error}")))?;
-        if entry.header().entry_type().is_dir() {
-            continue;
-        }
-        let path = entry.path().map_err(|error| fail(error.to_string()))?.into_owned();
-        let name = file_name(&path, image).filter(|_| entry.header().entry_type().is_file());
-        let name =
-            name.ok_or_else(|| fail(format!("the archive holds {}, expected files only", path.display())))?;
-        let target = place.join(name);
-        let mut file = File::create_new(&target).map_err(Error::file("create", &target))?;
-        let copied = io::copy(&mut (&mut entry).take(left + 1), &mut file);
-        let copied = copied.map_err(|error| fail(format!("the archive cannot be read: {error}")))?;
-        left = left.checked_sub(copied).ok_or_else(|| fail(format!("longer than {LONGEST_IMAGE} bytes")))?;
-    }
-    if !place.join("disk.raw").exists() {
-        return Err(fail(format!(
-            "the archive has no disk.raw: it is the variant for bare metal; the one for Confidential VMs ends in {UKI_ARCHIVE}"
-        )));
-    }
-    let hash = OsImage::find(image, &[staging.path().to_owned()])?.hash().to_owned();
-    let target = images.join(image);
-    fs::rename(&place, &target).map_err(Error::file("create", &target))?;
-    Ok(hash)
-}
-
-/// The name of a file at the archive's root, or in a folder there with the image's name.
-fn file_name<'a>(path: &'a Path, image: &str) -> Option<&'a str> {
-    let mut names = path.components().filter(|it| *it != Component::CurDir).map(|it| match it {
-        Component::Normal(name) => name.to_str(),
-        _ => None,
-    });
-    let first = names.next()??;
-    let name = match (names.next(), names.next()) {
-        (None, _) => first,
-        (Some(Some(second)), None) if first == image || first.strip_suffix("-uki") == Some(image) => second,
-        _ => return None,
     };
-    is_name(name).then_some(name)
+    std::fs::rename(&staged, &directory).map_err(crate::Error::file("rename", &staged))?;
+    part.remove()?;
+    Ok(Fetched { directory, archive: Some(archive), hash })
 }
 
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
+/// The image's hash, after it was found to be of the right variant.
+async fn checked(directory: &Path, name: &str, variant: Variant) -> Result<String, crate::Error> {
+    let (directory, name) = (directory.to_owned(), name.to_owned());
+    on_a_thread(move || {
+        let has = |file: &str| directory.join(file).is_file();
+        match (variant, has("disk.raw"), has("metadata.json")) {
+            (Variant::Uki, false, true) => {
+                Err(Error::Variant { name, found: BARE_METAL, expected: UKI }.into())
+            }
+            (Variant::BareMetal, true, false) => {
+                Err(Error::Variant { name, found: UKI, expected: BARE_METAL }.into())
+            }
+            (Variant::Uki, ..) => {
+                OsImage::of_disk(&name, &directory.join("disk.raw")).map(|image| image.hash().to_owned())
+            }
+            (Variant::BareMetal, ..) => check_guest_image(&directory, &name),
+        }
+    })
+    .await
+}
+
+/// Reading and hashing gigabytes keeps no other work waiting.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, crate::Error> + Send + 'static,
+) -> Result<T, crate::Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-    text
 }
 
 #[cfg(test)]
@@ -219,111 +352,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lead_to_their_releases() {
-        for (name, url) in [
+    fn a_release_is_where_its_generation_is_published() {
+        for (name, variant, expected) in [
             (
                 "dstack-cloud-0.6.0",
-                "https://github.com/Phala-Network/meta-dstack-cloud/releases/download/v0.6.0/dstack-cloud-0.6.0-uki.tar.gz",
+                Variant::Uki,
+                "Phala-Network/meta-dstack-cloud/releases/download/v0.6.0/dstack-cloud-0.6.0-uki.tar.gz",
             ),
             (
-                "dstack-cloud-nvidia-0.6.0",
-                "https://github.com/Phala-Network/meta-dstack-cloud/releases/download/v0.6.0/dstack-cloud-nvidia-0.6.0-uki.tar.gz",
+                "dstack-cloud-nvidia-0.6.1",
+                Variant::Uki,
+                "Phala-Network/meta-dstack-cloud/releases/download/v0.6.1/dstack-cloud-nvidia-0.6.1-uki.tar.gz",
             ),
             (
-                "dstack-0.5.4",
-                "https://github.com/Dstack-TEE/meta-dstack/releases/download/v0.5.4/dstack-0.5.4-uki.tar.gz",
+                "dstack-0.5.5",
+                Variant::BareMetal,
+                "Dstack-TEE/meta-dstack/releases/download/v0.5.5/dstack-0.5.5.tar.gz",
             ),
             (
-                "dstack-dev-0.6.1-rc1",
-                "https://github.com/Dstack-TEE/dstack/releases/download/guest-os-v0.6.1-rc1/dstack-dev-0.6.1-rc1-uki.tar.gz",
+                "dstack-0.6.0-rc1",
+                Variant::Uki,
+                "Dstack-TEE/dstack/releases/download/guest-os-v0.6.0-rc1/dstack-0.6.0-rc1-uki.tar.gz",
             ),
         ] {
-            let source = Source::parse(name).unwrap();
-            assert_eq!((source.image.as_str(), source.url.as_str(), source.is_release), (name, url, true));
+            let source: Source = name.parse().unwrap();
+            assert_eq!(source.url(variant, None).unwrap().as_str(), format!("https://github.com/{expected}"));
+            assert_eq!(source.name(), name);
         }
-        let source = Source::parse("https://example.com/a/dstack-0.6.0-uki.tar.gz?x=1").unwrap();
-        assert_eq!((source.image.as_str(), source.is_release), ("dstack-0.6.0", false));
-        for text in
-            ["", "ubuntu", "dstack-", "../dstack-0.6.0", "https://example.com/", "https://example.com/a.zip"]
-        {
-            assert!(Source::parse(text).is_err(), "{text:?}");
-        }
-    }
-
-    fn archive(files: &[(&str, &[u8])]) -> File {
-        let mut builder = tar::Builder::new(flate2::write::GzEncoder::new(
-            tempfile::tempfile().unwrap(),
-            flate2::Compression::fast(),
-        ));
-        for (name, bytes) in files {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            // The safe way refuses the paths that a hostile archive has.
-            let field = &mut header.as_gnu_mut().unwrap().name;
-            field[..name.len()].copy_from_slice(name.as_bytes());
-            header.set_cksum();
-            builder.append(&header, *bytes).unwrap();
-        }
-        builder.into_inner().unwrap().finish().unwrap()
-    }
-
-    fn unpacked(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Result<String, Error>) {
-        let images = tempfile::tempdir().unwrap();
-        let result = unpack(archive(files), "dstack-0.6.0", images.path());
-        (images, result)
+        let url = "https://x.example/a/mine-1.0-uki.tar.gz";
+        assert_eq!(url.parse::<Source>().unwrap().name(), "mine-1.0");
     }
 
     #[test]
-    fn an_image_is_there_whole_or_not_at_all() {
-        let hash = "ab".repeat(32);
-        for prefix in ["", "./", "dstack-0.6.0/", "./dstack-0.6.0-uki/"] {
-            let names = ["disk.raw", "auth_hash.txt"].map(|name| format!("{prefix}{name}"));
-            let (images, result) = unpacked(&[(&names[0], b"disk"), (&names[1], hash.as_bytes())]);
-            assert_eq!(result.unwrap(), hash, "{prefix}");
-            assert_eq!(fs::read(images.path().join("dstack-0.6.0/disk.raw")).unwrap(), b"disk");
-            assert_eq!(fs::read_dir(images.path()).unwrap().count(), 1, "nothing else is left");
+    fn a_name_that_leaves_the_directory_of_images_is_none() {
+        for text in ["", "..", "../x-1.0", "a/b-1.0", "dstack", "dstack-x", ".dstack-1.0", "a b-1"] {
+            assert!(matches!(text.parse::<Source>(), Err(Error::Name { .. })), "{text}");
         }
-        for (what, files, problem) in [
-            (
-                "bare metal",
-                &[("bzImage", &b"k"[..]), ("metadata.json", b"{}")][..],
-                "the variant for bare metal",
-            ),
-            ("no hash", &[("disk.raw", b"d")], "neither digest.txt nor auth_hash.txt"),
-            (
-                "a wrong digest",
-                &[
-                    ("disk.raw", b"d"),
-                    ("digest.txt", hash.as_bytes()),
-                    ("sha256sum.txt", b"x"),
-                    ("measurement.gcp.cbor", b"x"),
-                ],
-                "digest.txt says",
-            ),
-            ("a way out", &[("../evil", b"x")], "expected files only"),
-            ("an absolute path", &[("/etc/evil", b"x")], "expected files only"),
-            ("a deep path", &[("a/b/disk.raw", b"x")], "expected files only"),
-            ("a file twice", &[("disk.raw", b"x"), ("./disk.raw", b"y")], "cannot create"),
-        ] {
-            let (images, result) = unpacked(files);
-            let error = result.expect_err(what).to_string();
-            assert!(error.contains(problem), "{what}: {error}");
-            assert_eq!(fs::read_dir(images.path()).unwrap().count(), 0, "{what}");
-        }
-    }
-
-    #[test]
-    fn a_cut_archive_is_no_image() {
-        let mut whole = Vec::new();
-        let mut file = archive(&[("disk.raw", &[7; 5000]), ("auth_hash.txt", "ab".repeat(32).as_bytes())]);
-        io::Seek::rewind(&mut file).unwrap();
-        file.read_to_end(&mut whole).unwrap();
-        for length in 0..whole.len() - 8 {
-            let images = tempfile::tempdir().unwrap();
-            let mut cut = tempfile::tempfile().unwrap();
-            cut.write_all(&whole[..length]).unwrap();
-            assert!(unpack(cut, "dstack-0.6.0", images.path()).is_err(), "{length} of {}", whole.len());
+        for text in ["https://x/", "https://x/y.zip", "https://x/%2e%2e.tar.gz", "https://x/.tar.gz"] {
+            assert!(matches!(text.parse::<Source>(), Err(Error::Name { .. })), "{text}");
         }
     }
 }

@@ -13,7 +13,9 @@ mod process;
 mod programs;
 mod relay;
 mod sshd;
+pub mod serve;
 mod trip;
+pub mod vmm;
 
 pub use agent::Agent;
 pub use file_server::serve_file;

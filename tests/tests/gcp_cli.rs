@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::google::{Fault, Google};
-use e2e::{Finished, Variation, finish, program, serve_file, start_kms};
+use e2e::{Finished, Variation, finish, program, start_kms};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -247,48 +247,6 @@ fn variables_are_encrypted_only_to_a_key_that_a_pinned_root_signed() {
     std::fs::write(project.join(".env"), "PASSWORD=another\n").unwrap();
     let changed = operator.run(&project, &["deploy", "--yes"]);
     assert_eq!(changed.code, Some(3), "another configuration is another machine: {}", changed.stderr);
-}
-
-#[test]
-fn an_image_is_pulled_once_and_checked() {
-    let operator = Operator::new();
-    let home = operator.home.path().to_owned();
-    let source = tempfile::tempdir().unwrap();
-    std::fs::write(source.path().join("disk.raw"), vec![3; 100 << 10]).unwrap();
-    std::fs::write(source.path().join("auth_hash.txt"), "cd".repeat(32)).unwrap();
-    let archive = |files: &[&str]| {
-        let mut tar = Command::new("tar");
-        tar.arg("-czf").arg(source.path().join("out.tar.gz")).arg("-C").arg(source.path()).args(files);
-        assert!(tar.status().unwrap().success());
-        let bytes = std::fs::read(source.path().join("out.tar.gz")).unwrap();
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
-        (serve_file(bytes), hex::encode(digest))
-    };
-    let (server, digest) = archive(&["disk.raw", "auth_hash.txt"]);
-    let url = format!("{server}/dstack-9.9.9-uki.tar.gz");
-    let unpinned = operator.run(&home, &["pull", &url]);
-    assert_eq!(unpinned.code, Some(2));
-    assert!(unpinned.stderr.contains("an address needs --sha256"), "{}", unpinned.stderr);
-    let wrong = operator.run(&home, &["pull", &url, "--sha256", &"00".repeat(32)]);
-    assert_eq!(wrong.code, Some(3), "{}", wrong.stderr);
-    assert!(wrong.stderr.contains("hint: it was changed on the way"), "{}", wrong.stderr);
-    let images = home.join(".dstack/images");
-    assert!(!images.join("dstack-9.9.9").exists());
-    let pulled = operator.done(&home, &["pull", &url, "--sha256", &digest]);
-    assert!(pulled.contains(&digest) && pulled.contains(&"cd".repeat(32)), "{pulled}");
-    operator
-        .done(&home, &["new", "p", "--kp", "tpm", "--project", "demo-proj", "--os-image", "dstack-9.9.9"]);
-    operator.done(&home.join("p"), &["prepare"]);
-    let again = operator.run(&home, &["pull", &url, "--sha256", &digest]);
-    assert_eq!(again.code, Some(2));
-    assert!(again.stderr.contains("is there already"), "{}", again.stderr);
-
-    let (server, digest) = archive(&["auth_hash.txt"]);
-    let bare = operator.run(&home, &["pull", &format!("{server}/dstack-8.8.8.tar.gz"), "--sha256", &digest]);
-    assert_eq!(bare.code, Some(2));
-    assert!(bare.stderr.contains("the variant for bare metal"), "{}", bare.stderr);
-    let left: Vec<_> = std::fs::read_dir(&images).unwrap().map(|it| it.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 2, "{left:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod attestation;
 pub(crate) mod chain;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod enclave;
 pub(crate) mod get_keys;
 pub(crate) mod host;

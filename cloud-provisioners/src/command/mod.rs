@@ -7,7 +7,7 @@ pub mod host_access;
 mod machine;
 mod new;
 mod pull;
-mod site;
+pub(crate) mod site;
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use command_line::{Exit, Failure};
 
 use crate::bring_up::{Registrar, Verifier};
 use crate::ec2_nitro::AwsError;
-use crate::{Error, gcp};
+use crate::{Error, gcp, vmm};
 
 /// What to do with a project's machine.
 #[derive(Debug, Subcommand)]
@@ -25,8 +25,6 @@ pub enum Command {
     New(new::New),
     /// Opens the global settings in $EDITOR
     ConfigEdit,
-    /// Fetches an OS image, checks that it is one for Confidential VMs, and shows its digest
-    Pull(pull::Pull),
     /// Generates what goes onto the configuration volume, and prints the compose hash
     Prepare(new::Prepare),
     /// Deploys the project as a TDX machine on GCP
@@ -47,6 +45,11 @@ pub enum Command {
     Remove(machine::Remove),
     /// Lists the machines made by keyferry in a Google project
     List(machine::List),
+    /// Fetches an OS image and checks that it is the variant that boots
+    Pull(pull::Pull),
+    /// The machine of a project on a bare-metal TDX host
+    #[command(subcommand)]
+    Vmm(vmm::command::Command),
     /// Opens and closes ports of the machine
     #[command(subcommand)]
     Fw(firewall::Command),
@@ -102,12 +105,14 @@ pub async fn run(command: Command, surroundings: &dyn Surroundings) -> Result<()
         Command::Start(arguments) => machine::start(arguments).await,
         Command::Remove(arguments) => machine::remove(arguments).await,
         Command::List(arguments) => machine::list(arguments).await,
+        Command::Pull(arguments) => pull::pull(arguments).await,
+        Command::Vmm(command) => vmm::command::run(command).await,
         Command::Fw(command) => firewall::run(command).await,
     }
 }
 
 /// How the failure of a library call ends the program.
-fn failure(error: Error) -> Failure {
+pub(crate) fn failure(error: Error) -> Failure {
     let exit = match &error {
         Error::Google(error) if error.is_no_answer() => Exit::NoAnswer,
         Error::Aws(error) if error.is_no_answer() => Exit::NoAnswer,
@@ -120,11 +125,16 @@ fn failure(error: Error) -> Failure {
         | Error::Aws(_)
         | Error::Ec2(_)
         | Error::NoHost { .. }
+        | Error::VmmRefused(_)
         | Error::NotOurs { .. }
         | Error::EnvironmentKey { .. }
-        | Error::Digest { .. }
         | Error::NoInstance { .. } => Exit::Refused,
-        Error::Google(_) | Error::Random | Error::Disk { .. } => Exit::Internal,
+        Error::Vmm(error) if error.is_no_answer() => Exit::NoAnswer,
+        Error::Vmm(error) if error.is_refusal() => Exit::Refused,
+        Error::Registry(error) if error.is_no_answer() => Exit::NoAnswer,
+        Error::Registry(_) => Exit::Refused,
+        Error::Pull(error) => error.exit(),
+        Error::Google(_) | Error::HttpClient(_) | Error::Random | Error::Disk { .. } => Exit::Internal,
         _ => Exit::Usage,
     };
     let hint = error.hint();

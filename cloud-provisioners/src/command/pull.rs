@@ -1,89 +1,112 @@
-//! `pull`: OS images.
+//! `pull`.
+
+use std::path::PathBuf;
 
 use clap::Args;
 use command_line::{Exit, Failure, print_line};
 use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Url;
 use serde_json::json;
 
 use super::failure;
 use super::site::Site;
-use crate::Error;
 use crate::project::expand;
-use crate::pull::{Source, pull};
+use crate::pull::{Order, Progress, Source, Variant, fetch};
 
 /// Arguments of `pull`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  keyferry kms pull dstack-cloud-0.6.0
-  keyferry kms pull https://images.example.com/dstack-0.6.0-uki.tar.gz --sha256 $DIGEST
+  keyferry kms pull dstack-cloud-0.6.0            for a Confidential VM of a cloud
+  keyferry kms pull dstack-0.6.0 --bare-metal --into /var/lib/dstack/images
+                                                  for a VMM on bare metal
+  keyferry kms pull https://example.com/mine-1.0-uki.tar.gz --sha256 HEX
 
-The image goes into the first of image_search_paths.")]
+A download that was cut goes on when the command is run again.")]
 pub struct Pull {
-    /// Name of a released image, or address of an archive
-    #[arg(value_name = "IMAGE|URL")]
-    image: String,
-    /// SHA-256 that the archive must have, 64 hex digits; needed for an address
-    #[arg(long, value_name = "HEX", value_parser = digest)]
-    sha256: Option<[u8; 32]>,
+    /// A release, dstack-cloud-0.6.0, or the address of an archive
+    pub image: String,
+    /// The variant a VMM boots: kernel, initramfs and root file system
+    #[arg(long)]
+    pub bare_metal: bool,
+    /// SHA-256 the archive must have; an address needs it
+    #[arg(long, value_name = "HEX", value_parser = hash)]
+    pub sha256: Option<Hash>,
+    /// Directory of images; the first search path of the global settings when not given
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+    /// Where releases are mirrored, instead of https://github.com
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<Url>,
     /// Answer as JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
-fn digest(text: &str) -> Result<[u8; 32], String> {
-    let mut bytes = [0; 32];
-    hex::decode_to_slice(text, &mut bytes).map_err(|_| "expected 64 hex digits".to_owned())?;
-    Ok(bytes)
+/// A SHA-256 hash on the command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Hash([u8; 32]);
+
+fn hash(text: &str) -> Result<Hash, String> {
+    let bytes = hex::decode(text.trim_start_matches("0x")).ok();
+    bytes.and_then(|it| it.try_into().ok()).map(Hash).ok_or_else(|| "expected 64 hex characters".to_owned())
 }
 
-pub(super) async fn run(arguments: Pull) -> Result<(), Failure> {
-    let source = Source::parse(&arguments.image).map_err(failure)?;
-    if !source.is_release && arguments.sha256.is_none() {
-        let failure = Failure::new(Exit::Usage, "an address needs --sha256: anybody could answer there");
-        return Err(failure.with_hint("take the digest from whoever published the image"));
-    }
-    let site = Site::read()?;
-    let images = site.settings.image_search_paths.first().ok_or_else(|| {
-        let problem = "is empty in the global settings".to_owned();
-        failure(Error::Setting { setting: "image_search_paths", problem })
-    })?;
-    // A relative path starts at a project; there is none here.
-    if !images.starts_with(['/', '~']) {
-        let problem = format!("begins with {images}, expected an absolute path to fetch images to");
-        return Err(failure(Error::Setting { setting: "image_search_paths", problem }));
-    }
-    let images = expand(images, &site.home, &site.home);
-    let bar = ProgressBar::no_length().with_message(source.image.clone());
-    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}") {
-        bar.set_style(style);
-    }
-    let progress = |done, total: Option<u64>| {
+/// Tells a download on standard error.
+struct Teller(ProgressBar);
+
+impl Progress for Teller {
+    fn progress(&mut self, here: u64, total: Option<u64>) {
         if let Some(total) = total {
-            bar.set_length(total);
+            self.0.set_length(total);
         }
-        bar.set_position(done);
+        self.0.set_position(here);
+    }
+}
+
+pub(super) async fn pull(arguments: Pull) -> Result<(), Failure> {
+    let source: Source = arguments.image.parse().map_err(|error| failure(crate::Error::Pull(error)))?;
+    let into = match arguments.into {
+        Some(into) => into,
+        None => {
+            let site = Site::read()?;
+            let here = PathBuf::from(".");
+            let first = site.settings.image_search_paths.first().map(|path| expand(path, &site.home, &here));
+            first.ok_or_else(|| {
+                let failure = Failure::new(Exit::Usage, "image_search_paths is empty in the global settings");
+                failure.with_hint("run `keyferry kms config-edit`, or give --into DIR")
+            })?
+        }
     };
-    let pulled = pull(&source, arguments.sha256, &images, progress).await;
-    bar.finish_and_clear();
-    let pulled = pulled.map_err(failure)?;
-    let archive = hex::encode(pulled.archive_sha256);
-    let directory = pulled.directory.display().to_string();
+    let variant = if arguments.bare_metal { Variant::BareMetal } else { Variant::Uki };
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}");
+    let bar = ProgressBar::no_length().with_message(source.name());
+    let mut teller = Teller(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())));
+    let sha256 = arguments.sha256.map(|Hash(bytes)| bytes);
+    let order = Order { source, variant, sha256, mirror: arguments.mirror, into };
+    let fetched = fetch(&order, &mut teller).await;
+    teller.0.finish_and_clear();
+    let fetched = fetched.map_err(failure)?;
+    if fetched.archive.is_none() {
+        tracing::info!("the image is there already, and whole");
+    } else if sha256.is_none() {
+        tracing::warn!("the archive was compared with no hash; register only what a running guest reports");
+    }
+    let directory = fetched.directory.display().to_string();
     if arguments.json {
         let answer = json!({
-            "version": 1,
-            "image": source.image,
+            "image": order.source.name(),
             "directory": directory,
-            "archiveSha256": archive,
-            "osImageHash": pulled.os_image_hash,
+            "archiveSha256": fetched.archive,
+            "osImageHash": fetched.hash,
         });
         print_line(&answer.to_string());
-    } else {
-        print_line(&format!(
-            "{directory}\n  SHA-256 of the archive           {archive}\n  \
-             OS_IMAGE_HASH (by its own files) {}",
-            pulled.os_image_hash
-        ));
+        return Ok(());
     }
+    print_line(&format!("image: {directory}"));
+    if let Some(archive) = &fetched.archive {
+        print_line(&format!("SHA-256 of the archive: {archive}"));
+    }
+    print_line(&format!("OS_IMAGE_HASH (by the image's own files): 0x{}", fetched.hash));
     Ok(())
 }

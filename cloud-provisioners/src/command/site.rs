@@ -12,14 +12,14 @@ use crate::gcp_tdx::Deployment;
 use crate::project::{Project, Settings};
 
 /// The surroundings, read once.
-pub(super) struct Site {
-    pub(super) home: PathBuf,
-    pub(super) settings_path: PathBuf,
-    pub(super) settings: Settings,
+pub(crate) struct Site {
+    pub(crate) home: PathBuf,
+    pub(crate) settings_path: PathBuf,
+    pub(crate) settings: Settings,
 }
 
 impl Site {
-    pub(super) fn read() -> Result<Self, Failure> {
+    pub(crate) fn read() -> Result<Self, Failure> {
         let home = variable("HOME").map(PathBuf::from);
         let home = home.ok_or_else(|| Failure::new(Exit::Usage, "HOME is not set"))?;
         let own = variable("DSTACK_CLOUD_CONFIG").map(PathBuf::from);
@@ -70,7 +70,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// The time as dstack-cloud writes it into `state.json`, without a zone; here it is UTC.
-pub(super) fn now() -> String {
+pub(crate) fn now() -> String {
     let text = OffsetDateTime::now_utc().format(&Iso8601::DATE_TIME).unwrap_or_default();
     text.split('.').next().unwrap_or_default().to_owned()
 }

@@ -14,6 +14,7 @@
 mod app;
 mod compose;
 mod environment;
+mod guest_image;
 mod kms_template;
 mod os_image;
 mod python_json;
@@ -26,12 +27,16 @@ use std::path::{Path, PathBuf};
 pub use app::{App, GcpConfig, KeyProvider};
 pub use compose::{AppCompose, instance_id};
 pub use environment::Environment;
+pub use guest_image::check_guest_image;
+pub(crate) use guest_image::sha256_of;
 pub use kms_template::{Chain, KmsTemplate};
 pub use os_image::OsImage;
 pub(crate) use settings::expand;
 pub use settings::{Services, Settings};
 pub use shared::{SHARED_DIRECTORY, SharedFiles};
 pub use state::State;
+
+use zeroize::Zeroizing;
 
 use crate::{Error, durable};
 
@@ -146,6 +151,38 @@ impl Project {
     /// When it cannot be written.
     pub fn save_state(&self, state: &State) -> Result<(), Error> {
         self.save_json(STATE_FILE, state)
+    }
+
+    /// The text of the compose file of the app; empty when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn docker_compose(&self, app: &App) -> Result<String, Error> {
+        self.text(&app.docker_compose_file)
+    }
+
+    /// The text of the script that runs before the containers; empty when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn pre_launch(&self, app: &App) -> Result<String, Error> {
+        self.text(&app.prelaunch_script)
+    }
+
+    /// What the guest gets beside every measurement; empty when there is none. It may hold secrets.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or is no text.
+    pub fn user_config(&self) -> Result<Zeroizing<String>, Error> {
+        let path = self.directory.join(USER_CONFIG_FILE);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Zeroizing::new(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Zeroizing::default()),
+            Err(error) => Err(Error::file("read", &path)(error)),
+        }
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, Error> {

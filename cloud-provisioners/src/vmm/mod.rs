@@ -1,0 +1,10 @@
+//! A dstack guest on a bare-metal TDX host, through the HTTP API of its dstack-vmm.
+
+mod client;
+pub mod command;
+mod deployment;
+mod types;
+
+pub use client::{Client, Error};
+pub use deployment::{Config, Deployment, Outcome, Prepared, Refusal, SECTION};
+pub use types::{Configuration, GuestImage, Machine, PortMapping, UserConfig};
