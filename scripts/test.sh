@@ -56,6 +56,8 @@ if $all; then
   scripts/sdk-tools.sh
   step "tools of the tests that ask AWS"
   scripts/aws-tools.sh
+  step "playbooks"
+  scripts/ansible-tools.sh
   step "tools of the tests that run a chain"
   need_anvil
 fi

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt as _};
 use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
@@ -173,9 +173,13 @@ async fn serve(answer: Arc<Answering>, request: Request<Incoming>) -> Result<Res
     let answer = answer(&question).ok_or(BrokenOff)?;
     let length = answer.body.len();
     let sent = answer.body[..answer.cut.unwrap_or(length).min(length)].to_vec();
-    let mut frames = vec![Ok(Frame::data(Bytes::from(sent)))];
-    frames.extend(answer.cut.map(|_| Err(BrokenOff)));
-    let mut response = Response::new(StreamBody::new(stream::iter(frames)).boxed());
+    let whole = stream::iter([Ok(Frame::data(Bytes::from(sent)))]);
+    let end = stream::iter(answer.cut).then(|_| async {
+        // What was said before must be on its way: it is sent when there is nothing more to say for the moment.
+        tokio::task::yield_now().await;
+        Err(BrokenOff)
+    });
+    let mut response = Response::new(BodyExt::boxed(StreamBody::new(whole.chain(end))));
     *response.status_mut() = StatusCode::from_u16(answer.status).expect("the statuses here are valid");
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     for (name, value) in answer.headers {

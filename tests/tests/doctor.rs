@@ -6,6 +6,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -53,8 +54,31 @@ fn services(question: &Question) -> Option<Answer> {
         "HEAD /v2/private/manifests/1" => {
             Answer::bytes(401, Vec::new()).with("www-authenticate", "Basic realm=\"private\"")
         }
+        "GET /Dstack-TEE/dstack/releases/download/guest-os-v0.6.0/dstack-0.6.0.tar.gz" => {
+            Answer::bytes(200, release()).with("etag", "\"1\"")
+        }
         _ => Answer::bytes(404, Vec::new()),
     })
+}
+
+/// The archive of a guest image.
+fn release() -> Vec<u8> {
+    let list = format!("{}  bzImage\n", hex::encode(Sha256::digest("kernel")));
+    let digest = hex::encode(Sha256::digest(&list));
+    let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut builder = tar::Builder::new(gzip);
+    for (name, content) in [
+        ("bzImage", "kernel"),
+        ("metadata.json", r#"{"kernel": "bzImage"}"#),
+        ("sha256sum.txt", &list),
+        ("digest.txt", &digest),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, format!("dstack-0.6.0/{name}"), content.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap().finish().unwrap()
 }
 
 impl Host {
@@ -150,8 +174,8 @@ impl Host {
     fn examine(&self, arguments: &[&str]) -> Finished {
         let mut command = Command::new(program("keyferry"));
         let root = self.root.path().to_str().unwrap();
-        command.args(["doctor", "tdx-host", "--root", root, "--vmm", &self.vmm.url(), "--disk", "1"]);
-        command.args(arguments).env_remove("ETH_RPC_URL").env_remove("DSTACK_VMM_TOKEN");
+        command.args(["doctor", "tdx-host", "--root", root, "--disk", "1"]).args(arguments);
+        command.env_remove("ETH_RPC_URL").env_remove("DSTACK_VMM_TOKEN").env("DSTACK_VMM_URL", self.vmm.url());
         finish(command, DEADLINE)
     }
 
@@ -439,7 +463,7 @@ fn the_guest_image_is_the_one_that_was_released() {
     let host = Host::new();
     let image = ["--image", "dstack-0.6.0"];
     host.fails("guest-image", "metadata.json: No such file", &["--image", "dstack-9.9.9"]);
-    host.fails("guest-image", "expected 0x00", &[&image[..], &["--image-digest", "0x00"]].concat());
+    host.fails("guest-image", "expected 00", &[&image[..], &["--image-digest", "0x00"]].concat());
     host.image("bzImage", "another kernel");
     host.fails("guest-image", "bzImage is not the file sha256sum.txt lists", &image);
     host.remove("var/lib/dstack/images/dstack-0.6.0/bzImage");
@@ -523,6 +547,74 @@ fn what_a_log_shows_is_told_with_cause_and_remedy() {
     }
     let missing = host.examine(&["--log", "/nonexistent/log"]);
     assert_eq!(missing.code, Some(2), "{}", missing.stderr);
+}
+
+/// The blocks of commands under a heading of README.md.
+fn printed(heading: &str) -> Vec<&'static str> {
+    let readme = include_str!("../../README.md");
+    let section = readme.split_once(heading).unwrap().1;
+    let section = section.split("\n## ").next().unwrap();
+    section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap()).collect()
+}
+
+/// A shell on the host, in which a walkthrough is typed.
+fn shell(host: &Host, script: &str, more: &[(&str, String)]) -> Finished {
+    let home = host.root.path().join("home/op");
+    let keyferry = program("keyferry");
+    let path = format!("{}:/usr/bin:/bin", keyferry.parent().unwrap().display());
+    let mut command = Command::new("bash");
+    command.args(["-euo", "pipefail", "-c", script]).current_dir(&home).env_clear();
+    command.env("HOME", &home).env("PATH", path).env("KEYFERRY_HOST_ROOT", host.root.path());
+    command.env("KEYFERRY_MIRROR", host.services.url()).env("DSTACK_VMM_URL", host.vmm.url());
+    command.envs(more.iter().map(|(name, value)| (*name, value)));
+    finish(command, Duration::from_secs(300))
+}
+
+#[test]
+fn the_walkthrough_on_bare_metal_runs_as_it_is_printed() {
+    let host = Host::new();
+    host.configure(text("/var/lib/dstack/images", "/home/op/.dstack-vmm/image"));
+    let compose = std::fs::read_to_string(host.root.path().join("kms/docker-compose.yaml")).unwrap();
+    host.write("home/op/docker-compose.yaml", &compose);
+    let blocks = printed("## KMS on bare metal");
+    let done = shell(&host, blocks[0], &[]);
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    for shown in ["SHA-256 of the archive: ", "ok    guest-image", "ok    registry", "status: running", "removed dstack-kms-metal"] {
+        assert!(done.stdout.contains(shown), "{shown}: {}", done.stdout);
+    }
+    assert_eq!(host.vmm.machines(), Vec::<String>::new());
+
+    let Some(tools) = ansible() else {
+        eprintln!("skipped: the playbook, because scripts/ansible-tools.sh has not installed Ansible");
+        return;
+    };
+    host.write("home/op/hosts.yml", "tdx_hosts:\n  hosts:\n    localhost:\n      ansible_connection: local\n");
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    std::os::unix::fs::symlink(repository.join("deploy"), host.root.path().join("home/op/deploy")).unwrap();
+    let directory = host.root.path().join("opt/keyferry");
+    std::fs::create_dir_all(directory.parent().unwrap()).unwrap();
+    // As printed, but for where the program goes: a test does not write to this machine's /opt.
+    let command = format!("{} -e kms_directory={}", blocks[1].trim_end(), directory.display());
+    let tools = tools.to_str().unwrap();
+    let environment = [("PYTHONPATH", tools.to_owned()), ("ANSIBLE_NOCOLOR", "1".to_owned())];
+    let command = format!("PATH={tools}/bin:$PATH\n{command}");
+    let first = shell(&host, &command, &environment);
+    assert_eq!(first.code, Some(0), "{}{}", first.stdout, first.stderr);
+    assert_eq!(host.vmm.machines(), ["dstack-kms-metal running"]);
+    let second = shell(&host, &command, &environment);
+    assert!(second.stdout.contains("changed=0"), "{}", second.stdout);
+    host.remove("dev/sgx_enclave");
+    let stopped = shell(&host, &command, &environment);
+    assert_ne!(stopped.code, Some(0), "{}", stopped.stdout);
+    assert!(stopped.stdout.contains("/dev/sgx_enclave missing"), "{}", stopped.stdout);
+}
+
+/// Where `scripts/ansible-tools.sh` has put Ansible.
+fn ansible() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let mut found = std::fs::read_dir(cache.join("keyferry/ansible")).ok()?.flatten().map(|entry| entry.path());
+    found.find(|path| path.join("bin/ansible-playbook").is_file())
 }
 
 fn unused_port() -> u16 {

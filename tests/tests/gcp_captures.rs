@@ -163,7 +163,8 @@ fn the_requests_are_those_of_dstack_cloud_or_differ_for_a_reason() {
         let mut command = Command::new(program("keyferry"));
         command.arg("kms").args(arguments).current_dir(directory).env_clear();
         command.env("HOME", home.path()).env("EDITOR", "true").env("PATH", "/usr/bin:/bin");
-        let finished = finish(command.envs(google.environment()).to_owned(), DEADLINE);
+        command.envs(google.environment());
+        let finished = finish(command, DEADLINE);
         assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
     };
     run(home.path(), &["config-edit"]);
@@ -173,26 +174,27 @@ fn the_requests_are_those_of_dstack_cloud_or_differ_for_a_reason() {
     let app = app.replace(r#""bucket": """#, r#""bucket": "gs://demo-bucket""#);
     std::fs::write(project.join("app.json"), app).unwrap();
 
-    let mut used = BTreeSet::new();
+    let (mut used, mut unknown) = (BTreeSet::new(), Vec::new());
     for (command, arguments) in COMMANDS {
         google.forget_calls();
         run(&project, arguments);
         let (left, right) = (by_line(&theirs[command]), by_line(&ours(&google.calls())));
         assert!(!left.is_empty(), "{command} changed nothing when it was recorded");
         for key in left.keys().chain(right.keys()).collect::<BTreeSet<_>>() {
-            let differ = match (left.get(key), right.get(key)) {
+            let (left, right) = (left.get(key), right.get(key));
+            let differ = match (left, right) {
                 (Some(left), Some(right)) => places(left, right),
                 _ => BTreeSet::from([String::new()]),
             };
             for place in differ {
-                let known = DIFFERENCES.iter().position(|(line, at, _)| *line == key.0 && *at == place);
-                let (left, right) = (left.get(key), right.get(key));
-                let known =
-                    known.unwrap_or_else(|| panic!("{command}: {key:?} {place}: {left:?}, ours {right:?}"));
-                used.insert(known);
+                match DIFFERENCES.iter().position(|(line, at, _)| *line == key.0 && *at == place) {
+                    Some(known) => drop(used.insert(known)),
+                    None => unknown.push(format!("{command}: {key:?} {place}: {left:?}, ours {right:?}")),
+                }
             }
         }
     }
+    assert!(unknown.is_empty(), "{}", unknown.join("\n"));
     let stale: Vec<_> =
         (0..DIFFERENCES.len()).filter(|it| !used.contains(it)).map(|it| DIFFERENCES[it]).collect();
     assert_eq!(stale, [], "differences that are none any more");

@@ -11,6 +11,7 @@ use super::site::{Site, shown};
 use super::{ProjectArguments, failure};
 use crate::Error;
 use crate::project::{App, Chain, KeyProvider, KmsTemplate, Project, Settings, random_id};
+use crate::vmm::{self, PortMapping};
 
 /// A compose file and a script that say what they are for.
 const COMPOSE: &str =
@@ -75,6 +76,9 @@ pub struct New {
     pub data_size: Option<u32>,
     #[command(flatten)]
     kms: Kms,
+    /// Publish a port of a machine on bare metal, tcp:ADDRESS:HOST:GUEST; may be given more than once
+    #[arg(long, value_name = "MAPPING")]
+    pub publish: Vec<PortMapping>,
     /// Start from this compose file
     #[arg(long, value_name = "FILE", conflicts_with = "mode")]
     pub compose: Option<PathBuf>,
@@ -229,6 +233,11 @@ fn app(arguments: &New) -> Result<App, Failure> {
         if let Some(given) = given {
             setting.clone_from(given);
         }
+    }
+    if !arguments.publish.is_empty() {
+        let ports = arguments.publish.iter().map(ToString::to_string).collect();
+        let section = vmm::Config { ports, ..vmm::Config::default() };
+        app.other.insert(vmm::SECTION.to_owned(), json!(section));
     }
     config.data_size = arguments.data_size.unwrap_or(config.data_size);
     app.key_provider = arguments.key_provider;

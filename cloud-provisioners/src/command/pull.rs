@@ -36,7 +36,7 @@ pub struct Pull {
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
     /// Where releases are mirrored, instead of https://github.com
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "KEYFERRY_MIRROR")]
     pub mirror: Option<Url>,
     /// Answer as JSON
     #[arg(long)]

@@ -73,7 +73,7 @@ pub struct TdxHost {
     #[arg(long, value_name = "FILE")]
     log: Vec<PathBuf>,
     /// The directory that stands for /, where a host's file system is mounted elsewhere
-    #[arg(long, value_name = "DIR", default_value = "/")]
+    #[arg(long, value_name = "DIR", default_value = "/", env = "KEYFERRY_HOST_ROOT")]
     root: PathBuf,
     /// Answer as JSON
     #[arg(long)]

@@ -79,6 +79,9 @@ pub struct Deploy {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// Answer as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Arguments of `status`.
@@ -205,7 +208,15 @@ async fn deploy(arguments: Deploy) -> Result<(), Failure> {
     if outcome == Outcome::Unchanged {
         tracing::info!("the machine of this compose is there already");
     }
-    print_line(&format!("COMPOSE_HASH: 0x{}", hex::encode(prepared.compose.hash())));
+    let hash = hex::encode(prepared.compose.hash());
+    if arguments.json {
+        let changed = outcome == Outcome::Made;
+        print_line(
+            &json!({"changed": changed, "composeHash": hash, "machine": describe(&machine)}).to_string(),
+        );
+        return Ok(());
+    }
+    print_line(&format!("COMPOSE_HASH: 0x{hash}"));
     tell(&machine);
     Ok(())
 }

@@ -1,0 +1,263 @@
+//! A project on a bare-metal host, against the stand-in of its VMM: made once, found again whatever was cut, and removed only
+//! when no key is lost.
+
+#![expect(clippy::unwrap_used, reason = "a test may stop at once")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use cloud_provisioners::project::{Project, Settings};
+use cloud_provisioners::vmm::{Client, Deployment, Outcome};
+use cloud_provisioners::{Error, vmm};
+use e2e::serve::{Answer, Server};
+use e2e::vmm::{Fault, Vmm};
+use e2e::{Finished, finish, program};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const NOW: &str = "2026-11-21T08:00:00";
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A project, and a registry that has its image.
+struct Site {
+    directory: TempDir,
+    _registry: Server,
+}
+
+impl Site {
+    fn new(change: impl FnOnce(&mut Value)) -> Self {
+        let registry = Server::start(|question| {
+            let known = question.line == "HEAD /v2/kms/manifests/0.5.4";
+            Some(Answer::bytes(if known { 200 } else { 404 }, Vec::new()))
+        });
+        let mut app = json!({
+            "name": "kms", "os_image": "dstack-0.6.0", "key_provider": "local", "gateway_enabled": false,
+            "app_id": "11".repeat(20), "instance_id_seed": "22".repeat(20),
+            "vmm_config": {"ports": ["tcp:0.0.0.0:12001:8000"]},
+        });
+        change(&mut app);
+        let site = Self { directory: tempfile::tempdir().unwrap(), _registry: registry };
+        std::fs::create_dir(site.project()).unwrap();
+        std::fs::write(site.project().join("app.json"), app.to_string()).unwrap();
+        let image = format!("services:\n  kms:\n    image: {}/kms:0.5.4\n", site._registry.address());
+        std::fs::write(site.project().join("docker-compose.yaml"), image).unwrap();
+        std::fs::write(site.project().join(".user-config"), r#"{"EXECUTION_RPC":"https://rpc.example/key"}"#)
+            .unwrap();
+        site
+    }
+
+    fn project(&self) -> PathBuf {
+        self.directory.path().join("kms")
+    }
+
+    fn open(&self) -> Deployment {
+        Deployment::open(Project::open(&self.project()).unwrap()).unwrap()
+    }
+
+    async fn deploy(&self, client: &Client) -> Result<Outcome, Error> {
+        let mut deployment = Deployment::open(Project::open(&self.project())?)?;
+        let prepared = deployment.prepare(&Settings::default())?;
+        let found = deployment.check(client, &prepared).await?;
+        deployment.apply(client, &prepared, found, NOW).await.map(|(_, outcome)| outcome)
+    }
+}
+
+fn client(vmm: &Vmm) -> Client {
+    Client::new(&vmm.url(), None).unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_is_made_once_with_the_compose_as_it_is_measured() {
+    let vmm = Vmm::start(None);
+    let (site, client) = (Site::new(|_| ()), client(&vmm));
+    assert_eq!(site.deploy(&client).await.unwrap(), Outcome::Made);
+    let made = vmm.configuration("dstack-kms").unwrap();
+    let compose: Value = serde_json::from_str(made["compose_file"].as_str().unwrap()).unwrap();
+    assert_eq!((&compose["secure_time"], &compose["key_provider"]), (&json!(false), &json!("local")));
+    let hash = site.open().prepare(&Settings::default()).unwrap().compose.hash();
+    use sha2::Digest as _;
+    let sent = made["compose_file"].as_str().unwrap().as_bytes();
+    assert_eq!(<[u8; 32]>::from(sha2::Sha256::digest(sent)), hash);
+    assert_eq!(made["user_config"], r#"{"EXECUTION_RPC":"https://rpc.example/key"}"#);
+    assert!(
+        !made["compose_file"].as_str().unwrap().contains("rpc.example/key"),
+        "a secret in the measured, public part"
+    );
+    let port = json!([{"protocol": "tcp", "host_port": 12001, "vm_port": 8000, "host_address": "0.0.0.0"}]);
+    assert_eq!(made["ports"], port);
+    assert_eq!((&made["vcpu"], &made["memory"], &made["disk_size"]), (&json!(2), &json!(4096), &json!(20)));
+
+    assert_eq!(site.deploy(&client).await.unwrap(), Outcome::Unchanged);
+    site.open().stop(&client).await.unwrap();
+    assert_eq!(vmm.machines(), ["dstack-kms stopped"]);
+    assert_eq!(site.deploy(&client).await.unwrap(), Outcome::Unchanged);
+    assert_eq!(vmm.machines(), ["dstack-kms running"]);
+
+    let refused = site.open().remove(&client, None).await.unwrap_err();
+    assert!(matches!(refused, Error::VmmRefused(vmm::Refusal::HoldsKeys { .. })), "{refused}");
+    assert!(site.open().remove(&client, Some("dstack-kms")).await.unwrap());
+    assert_eq!(vmm.machines(), Vec::<String>::new());
+    assert!(!site.open().remove(&client, Some("dstack-kms")).await.unwrap());
+    assert_eq!(site.open().project().state().unwrap().unwrap().status, "REMOVED");
+}
+
+#[tokio::test]
+async fn a_second_run_mends_a_fault_at_any_call() {
+    let calls = {
+        let vmm = Vmm::start(None);
+        Site::new(|_| ()).deploy(&client(&vmm)).await.unwrap();
+        vmm.calls().len()
+    };
+    assert!(calls >= 5, "a deployment makes {calls} calls");
+    for fault in [Fault::Refused("something is wrong"), Fault::Unanswered, Fault::AnswerLost] {
+        for at in 0..calls {
+            let vmm = Vmm::start(None);
+            let (site, client) = (Site::new(|_| ()), client(&vmm));
+            vmm.fail(at, fault.clone());
+            let first = site.deploy(&client).await;
+            assert!(first.is_err(), "call {at}, {fault:?}: overlooked");
+            let second = site.deploy(&client).await;
+            assert!(second.is_ok(), "call {at}, {fault:?}: first {first:?}, then {second:?}");
+            assert_eq!(vmm.machines(), ["dstack-kms running"], "call {at}, {fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_before_anything_is_made() {
+    let other = |ports: &str| {
+        json!({"name": "dstack-kms", "image": "dstack-0.6.0", "compose_file": "{}", "ports": [
+            {"protocol": "tcp", "host_port": ports.parse::<u32>().unwrap(), "vm_port": 1, "host_address": ""},
+        ]})
+    };
+    type Case = (fn(&mut Value), Option<Value>, &'static str, &'static str);
+    let mut elsewhere = other("12001");
+    elsewhere["name"] = json!("another");
+    let cases: [Case; 12] = [
+        (|app| app["secure_time"] = json!(true), None, "secure_time: is true", ""),
+        (|app| app["key_provider"] = json!("tpm"), None, "key_provider: is tpm", ""),
+        (|app| app["vmm_config"] = json!({}), None, "vmm_config.ports: is empty", ""),
+        (|app| app["vmm_config"]["port"] = json!(1), None, "vmm_config: unknown field `port`", ""),
+        (
+            |app| app["vmm_config"]["ports"] = json!(["8000"]),
+            None,
+            "vmm_config.ports: \"8000\" is no port mapping",
+            "",
+        ),
+        (|app| app["vmm_config"]["name"] = json!("a;b"), None, "vmm_config.name: \"a;b\"", ""),
+        (
+            |app| app["os_image"] = json!("dstack-9.9.9"),
+            None,
+            "guest image dstack-9.9.9: the VMM does not have it",
+            "keyferry kms pull",
+        ),
+        (|app| app["os_image"] = json!("dstack-dev-0.6.0"), None, "is a development image", "os_image"),
+        (
+            |app| app["vmm_config"]["memory"] = json!(999_999),
+            None,
+            "memory in MiB: 999999 wanted",
+            "vmm_config",
+        ),
+        (
+            |_| (),
+            Some(elsewhere),
+            "port 12001 of the host is published by the machine another",
+            "another port",
+        ),
+        (
+            |_| (),
+            Some(other("1")),
+            "machine dstack-kms: is there already, and this project did not make it",
+            "vmm_config.name",
+        ),
+        (
+            |app| app["docker_compose_file"] = json!("other.yaml"),
+            None,
+            "kms:0.5.5: not in the registry",
+            "push the image",
+        ),
+    ];
+    for (change, before, problem, hint) in cases {
+        let vmm = Vmm::start(None);
+        let site = Site::new(change);
+        let image = format!("services:\n  kms:\n    image: {}/kms:0.5.5\n", site._registry.address());
+        std::fs::write(site.project().join("other.yaml"), image).unwrap();
+        if let Some(machine) = &before {
+            vmm.add_machine(machine);
+        }
+        let there = vmm.machines();
+        let refused = site.deploy(&client(&vmm)).await.expect_err(problem);
+        assert!(refused.to_string().contains(problem), "{problem}: {refused}");
+        assert!(refused.hint().unwrap_or_default().contains(hint), "{problem}: {:?}", refused.hint());
+        assert_eq!(vmm.machines(), there, "{problem}");
+        assert!(vmm.calls().iter().all(|call| call.method != "CreateVm"), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_compose_is_another_machine() {
+    let vmm = Vmm::start(None);
+    let (site, client) = (Site::new(|_| ()), client(&vmm));
+    site.deploy(&client).await.unwrap();
+    std::fs::write(site.project().join("prelaunch.sh"), "echo changed\n").unwrap();
+    let refused = site.deploy(&client).await.unwrap_err();
+    assert_eq!(refused.to_string(), "machine dstack-kms: is there already, with another compose");
+    assert!(refused.hint().unwrap().contains("onboard a second KMS first"));
+}
+
+fn run(vmm: &Vmm, directory: &Path, arguments: &[&str], token: Option<&str>) -> Finished {
+    let mut command = Command::new(program("keyferry"));
+    command.args(["kms", "vmm"]).args(arguments).current_dir(directory).env_clear();
+    command.env("HOME", directory).env("PATH", "/usr/bin:/bin").env("DSTACK_VMM_URL", vmm.url());
+    command.envs(token.map(|token| ("DSTACK_VMM_TOKEN", token)));
+    finish(command, DEADLINE)
+}
+
+#[test]
+fn as_an_operator_types_it() {
+    let vmm = Vmm::start(Some("a-token"));
+    let site = Site::new(|_| ());
+    let directory = site.project();
+    let done = |arguments: &[&str]| {
+        let finished = run(&vmm, &directory, arguments, Some("a-token"));
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
+        finished.stdout
+    };
+    let refused = run(&vmm, &directory, &["images"], None);
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("hint: give --vmm-token-file, or set DSTACK_VMM_TOKEN"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(done(&["images"]), "dstack-0.6.0  0.6.0\ndstack-dev-0.6.0  0.6.0  development\n");
+
+    let asked = run(&vmm, &directory, &["deploy"], Some("a-token"));
+    assert_eq!(asked.code, Some(2), "without a terminal nothing is made: {}", asked.stderr);
+    assert!(asked.stderr.contains("make the machine dstack-kms on http://127.0.0.1:"), "{}", asked.stderr);
+    assert_eq!(vmm.machines(), Vec::<String>::new());
+
+    let first: Value = serde_json::from_str(&done(&["deploy", "--yes", "--json"])).unwrap();
+    assert_eq!((&first["changed"], &first["machine"]["status"]), (&json!(true), &json!("running")));
+    let again: Value = serde_json::from_str(&done(&["deploy", "--json"])).unwrap();
+    assert_eq!((&again["changed"], &again["composeHash"]), (&json!(false), &first["composeHash"]));
+    let status = done(&["status"]);
+    assert!(status.contains("status: running\nboot: done\nport: tcp:0.0.0.0:12001:8000\n"), "{status}");
+
+    vmm.print_on_console("dstack-kms", "one\ntwo\nQGS error code: 0x12001\n");
+    let logs = run(&vmm, &directory, &["logs", "-n", "2"], Some("a-token"));
+    assert_eq!(logs.stdout, "two\nQGS error code: 0x12001\n");
+    assert!(logs.stderr.contains("pccs-host and registration"), "{}", logs.stderr);
+    assert_eq!(done(&["stop"]), "stopped\n");
+    assert!(done(&["start"]).contains("status: running"));
+    assert!(done(&["list"]).starts_with("dstack-kms  running  "));
+
+    let refused = run(&vmm, &directory, &["remove", "--yes"], Some("a-token"));
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: onboard a second KMS first"), "{}", refused.stderr);
+    assert_eq!(done(&["remove", "--yes", "--lose-keys-of", "dstack-kms"]), "removed dstack-kms\n");
+    assert_eq!(vmm.machines(), Vec::<String>::new());
+    let status = run(&vmm, &directory, &["status"], Some("a-token"));
+    assert_eq!((status.code, status.stdout.as_str()), (Some(3), ""));
+}
