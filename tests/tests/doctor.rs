@@ -175,7 +175,10 @@ impl Host {
         let mut command = Command::new(program("keyferry"));
         let root = self.root.path().to_str().unwrap();
         command.args(["doctor", "tdx-host", "--root", root, "--disk", "1"]).args(arguments);
-        command.env_remove("ETH_RPC_URL").env_remove("DSTACK_VMM_TOKEN").env("DSTACK_VMM_URL", self.vmm.url());
+        command
+            .env_remove("ETH_RPC_URL")
+            .env_remove("DSTACK_VMM_TOKEN")
+            .env("DSTACK_VMM_URL", self.vmm.url());
         finish(command, DEADLINE)
     }
 
@@ -579,7 +582,13 @@ fn the_walkthrough_on_bare_metal_runs_as_it_is_printed() {
     let blocks = printed("## KMS on bare metal");
     let done = shell(&host, blocks[0], &[]);
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
-    for shown in ["SHA-256 of the archive: ", "ok    guest-image", "ok    registry", "status: running", "removed dstack-kms-metal"] {
+    for shown in [
+        "SHA-256 of the archive: ",
+        "ok    guest-image",
+        "ok    registry",
+        "status: running",
+        "removed dstack-kms-metal",
+    ] {
         assert!(done.stdout.contains(shown), "{shown}: {}", done.stdout);
     }
     assert_eq!(host.vmm.machines(), Vec::<String>::new());
@@ -588,7 +597,10 @@ fn the_walkthrough_on_bare_metal_runs_as_it_is_printed() {
         eprintln!("skipped: the playbook, because scripts/ansible-tools.sh has not installed Ansible");
         return;
     };
-    host.write("home/op/hosts.yml", "tdx_hosts:\n  hosts:\n    localhost:\n      ansible_connection: local\n");
+    host.write(
+        "home/op/hosts.yml",
+        "tdx_hosts:\n  hosts:\n    localhost:\n      ansible_connection: local\n",
+    );
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     std::os::unix::fs::symlink(repository.join("deploy"), host.root.path().join("home/op/deploy")).unwrap();
     let directory = host.root.path().join("opt/keyferry");
@@ -613,7 +625,8 @@ fn the_walkthrough_on_bare_metal_runs_as_it_is_printed() {
 fn ansible() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    let mut found = std::fs::read_dir(cache.join("keyferry/ansible")).ok()?.flatten().map(|entry| entry.path());
+    let mut found =
+        std::fs::read_dir(cache.join("keyferry/ansible")).ok()?.flatten().map(|entry| entry.path());
     found.find(|path| path.join("bin/ansible-playbook").is_file())
 }
 

@@ -30,7 +30,7 @@ const COMMANDS: [(&str, &[&str]); 8] = [
 ];
 
 /// Where we differ: the call, the place in its body or an empty one for the whole call, who has it, and why.
-const DIFFERENCES: [(&str, &str, &str); 11] = [
+const DIFFERENCES: [(&str, &str, &str); 12] = [
     ("POST global/images", "/labels", "so that machines and images of this program can be found"),
     (
         "POST global/images",
@@ -53,6 +53,11 @@ const DIFFERENCES: [(&str, &str, &str); 11] = [
         "POST zones/us-central1-a/instances",
         "/shieldedInstanceConfig",
         "says what the guest's attestation needs instead of relying on a default",
+    ),
+    (
+        "DELETE global/images/dstack-cloud-0-6-0",
+        "",
+        "an image that a cut run left half made would be in the way",
     ),
     ("POST zones/us-central1-a/instances/dstack-kms/setDeletionProtection", "", "see deletionProtection"),
     (

@@ -94,7 +94,6 @@ pub async fn run(command: Command, surroundings: &dyn Surroundings) -> Result<()
     match command {
         Command::New(arguments) => new::new(&arguments),
         Command::ConfigEdit => new::config_edit().await,
-        Command::Pull(arguments) => pull::run(arguments).await,
         Command::Prepare(arguments) => new::prepare(&arguments),
         Command::Deploy(arguments) => machine::deploy(arguments).await,
         Command::Up(arguments) => bring_up::up(arguments, surroundings).await,
