@@ -12,8 +12,8 @@ mod machine;
 mod process;
 mod programs;
 mod relay;
-mod sshd;
 pub mod serve;
+mod sshd;
 mod trip;
 pub mod vmm;
 
