@@ -50,7 +50,9 @@ pub(crate) enum Arguments {
         --root-ca /etc/keyferry/kms-ca.pem --proxy vsock:3:3128 --output /run/app_keys.json
   From a project, in a virtual machine on this machine:
     keyferry get-keys --project . --nsm-root nsm --identity operator.txt --open 127.0.0.1:12001 \\
-        --output app_keys.json")]
+        --output app_keys.json
+  The same on a Nitro host, whose record is in this directory:
+    keyferry get-keys --project . --host . --identity operator.txt --output app_keys.json")]
 pub(crate) struct ProjectArguments {
     /// Folder with keyferry.toml, or that file: builds its image, boots it in a virtual machine on this machine (or on
     /// --host), and opens the keys that it exports
