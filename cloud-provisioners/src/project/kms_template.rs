@@ -105,7 +105,7 @@ impl KmsTemplate {
             script.push_str(&format!("{name}={value}\n"));
         }
         script.push_str("END\n");
-        let secret = self.from_user_config();
+        let secret = self.outside_names();
         if !secret.is_empty() {
             script.push_str(&format!(
                 "# The host can change .user-config, so nothing but these names is taken from it.\n\
@@ -123,11 +123,11 @@ impl KmsTemplate {
     #[must_use]
     pub fn user_config(&self) -> String {
         let empty: serde_json::Map<_, _> =
-            self.from_user_config().iter().map(|name| ((*name).to_owned(), json!(""))).collect();
+            self.outside_names().iter().map(|name| ((*name).to_owned(), json!(""))).collect();
         format!("{:#}\n", serde_json::Value::Object(empty))
     }
 
-    fn from_user_config(&self) -> &'static [&'static str] {
+    fn outside_names(&self) -> &'static [&'static str] {
         match self.chain {
             Chain::Direct { .. } => &[],
             Chain::Light { .. } => &["EXECUTION_RPC"],
