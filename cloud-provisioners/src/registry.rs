@@ -196,8 +196,11 @@ fn resolve(variable: &str, prelaunch: &str) -> Option<String> {
         Some((name, default)) => (name, Some(default.to_owned())),
         None => (variable.split(":?").next().unwrap_or(variable), None),
     };
-    let set = prelaunch.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
-    set.last().map(|value| value.trim_matches(['"', '\'']).to_owned()).filter(|it| !it.is_empty()).or(default)
+    let mut set = prelaunch.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+    set.next_back()
+        .map(|value| value.trim_matches(['"', '\'']).to_owned())
+        .filter(|it| !it.is_empty())
+        .or(default)
 }
 
 /// Asks the registry for the image. Cancel safe.

@@ -1,8 +1,6 @@
 //! Google's own gcloud against the stand-in that our tests rely on, and against machines we made: what it accepts and shows is
 //! what Google's programs expect.
 
-#![expect(clippy::unwrap_used, reason = "a test may stop at once")]
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;

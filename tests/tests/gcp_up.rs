@@ -146,7 +146,7 @@ fn a_kms_comes_up_a_second_node_joins_and_nothing_is_left() {
     assert_eq!(joined.code, Some(0), "{}", joined.stderr);
     let replica = kms_file(&second);
     assert_eq!((&replica.ca_pubkey, &replica.k256_pubkey), (&file.ca_pubkey, &file.k256_pubkey));
-    assert_eq!(replica.replicas, [file.url.clone()]);
+    assert_eq!(replica.replicas, std::slice::from_ref(&file.url));
     assert_eq!(replica.url, format!("https://localhost:{}", other.port));
     assert_eq!(
         let_in(&operator.google, "dstack-kms-b", other.port),

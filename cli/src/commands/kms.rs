@@ -18,7 +18,7 @@ pub(crate) enum Command {
     #[command(flatten)]
     Server(kms_server::command::Command),
     #[command(flatten)]
-    Machine(cloud_provisioners::command::Command),
+    Machine(Box<cloud_provisioners::command::Command>),
 }
 
 /// Runs a command of `keyferry kms`.
@@ -29,7 +29,7 @@ pub(crate) async fn run(command: Command) -> Result<Exit, Failure> {
             let stop = stop.map_err(|error| Failure::new(Exit::Internal, error))?;
             kms_server::command::run(command, stop).await?;
         }
-        Command::Machine(command) => cloud_provisioners::command::run(command, &Here).await?,
+        Command::Machine(command) => cloud_provisioners::command::run(*command, &Here).await?,
     }
     Ok(Exit::Done)
 }

@@ -12,11 +12,14 @@ use super::{Call, Shared};
 /// Early text of a console, before the SSH keys.
 const EARLY: &str = "[    0.0] Linux version 6.1\r\n";
 
+/// A launch: its parameters, and what it was answered.
+type Launch = (Vec<(String, String)>, Answer);
+
 /// What is kept beside moto.
 #[derive(Debug, Default)]
 pub(super) struct Gaps {
-    /// Launches by region and token: their parameters and answer.
-    launches: HashMap<(String, String), (Vec<(String, String)>, Answer)>,
+    /// Launches by region and token.
+    launches: HashMap<(String, String), Launch>,
     instances: HashMap<String, Extra>,
     /// Regions that exist, and those that do not, by what moto said.
     regions: HashMap<String, bool>,
@@ -159,6 +162,7 @@ fn describe_instances(shared: &Shared, call: &Call, (status, body): Answer) -> A
 /// Puts into a description of instances what moto does not know. A look at a named instance is one moment later.
 fn patch(instances: &mut HashMap<String, Extra>, body: &str, public: String, later: bool) -> String {
     let address = Regex::new("<(ipAddress|publicIp)>[^<]*</").expect("the pattern is right");
+    let between = Regex::new(r">\s+<").expect("the pattern is right");
     let body = address.replace_all(body, |found: &Captures<'_>| format!("<{}>{public}</", &found[1]));
     let mut parts = body.split("<instanceId>");
     let mut patched = parts.next().unwrap_or_default().to_owned();
@@ -174,8 +178,7 @@ fn patch(instances: &mut HashMap<String, Extra>, body: &str, public: String, lat
                 "<code>32</code><name>shutting-down</name>",
             ),
         ] {
-            let compact =
-                Regex::new(r">\s+<").expect("the pattern is right").replace_all(&rest, "><").into_owned();
+            let compact = between.replace_all(&rest, "><").into_owned();
             if *left > 0 && compact.contains(real) {
                 rest = compact.replacen(real, shown, 1);
                 *left -= u8::from(later);

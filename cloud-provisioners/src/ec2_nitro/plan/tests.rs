@@ -178,7 +178,7 @@ fn an_adopted_instance_is_stopped_only_to_switch_enclaves_on() {
     let adopt = Wanted { adopt: Some("i-1".into()), user: Some("admin".into()), ..wanted() };
     let found = |instance: Instance| Found { instances: vec![instance], subnets: Vec::new(), ..made() };
     let record = Step::Record { host_key: None };
-    assert_eq!(steps(&adopt, fresh(), &found(instance("running"))), [record.clone()]);
+    assert_eq!(steps(&adopt, fresh(), &found(instance("running"))), std::slice::from_ref(&record));
     let off = |state| found(Instance { enclaves: false, ..instance(state) });
     let (stop, on, start) =
         (Step::Stop("i-1".into()), Step::EnableEnclaves("i-1".into()), Step::Start("i-1".into()));
