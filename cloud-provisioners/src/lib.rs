@@ -11,11 +11,11 @@
 //! | [`ec2_nitro`] | the EC2 host of a Nitro Enclave: plan and apply |
 //! | [`gcp`] | a small typed client for Compute Engine and Cloud Storage |
 //! | [`gcp_tdx`] | a dstack guest on a GCP TDX Confidential VM: plan and apply |
+//! | [`ledger`] | what was made in a cloud, on disk before and after each call |
 //! | [`nitro_host`] | the parent instance of a Nitro Enclave, over SSH |
 //! | [`pull`] | fetches an OS image |
 //! | [`registry`] | whether a container image is where guests would pull it |
 //! | [`vmm`] | a dstack guest on a bare-metal host, through its dstack-vmm |
-//! | [`ledger`] | what was made in a cloud, on disk before and after each call |
 
 #![forbid(unsafe_code)]
 
