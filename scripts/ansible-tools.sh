@@ -28,8 +28,6 @@ if [ ! -d "$tools" ]; then
 fi
 
 export PYTHONPATH="$tools" PATH="$tools/bin:$PATH" ANSIBLE_LOCALHOST_WARNING=false ANSIBLE_INVENTORY_UNPARSED_WARNING=false
-for playbook in deploy/ansible/kms.yml; do
-  ansible-playbook --syntax-check -i deploy/ansible/hosts.example.yml "$playbook" >&2
-done
+ansible-playbook --syntax-check -i deploy/ansible/hosts.example.yml deploy/ansible/kms.yml >&2
 ansible-lint --offline --profile production --strict deploy/ansible >&2
 echo "$tools"
