@@ -158,7 +158,11 @@ fn what_opens_a_door_needs_danger() {
 fn nothing_is_sent_unasked() {
     let Some(chain) = Chain::start() else { return };
     let before = chain.nonce();
-    chain.run(&["add-image", ONE]).expect(2).says("plan: addOsImageHash").says("give --yes");
+    chain
+        .run(&["add-image", ONE])
+        .expect(2)
+        .says("plan: addOsImageHash")
+        .says("hint: read the plan and give --yes");
     assert_eq!(chain.nonce(), before);
 }
 

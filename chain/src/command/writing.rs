@@ -215,15 +215,14 @@ async fn open(writing: &Writing) -> Result<Sender> {
 }
 
 /// Plans, shows, asks, executes.
-async fn run_asked(sender: &mut Sender, operation: &Operation, yes: bool) -> Result<Outcome> {
+async fn run_asked(sender: &mut Sender, operation: &Operation, yes: bool) -> Result<Outcome, Failure> {
     let plan = sender.plan(operation).await?;
     if let Plan::Send { .. } = &plan {
         let text = describe(&plan);
         let asked = tokio::task::spawn_blocking(move || command_line::confirm(&text, "send it?", yes)).await;
-        let agreed = asked.map_err(|error| Error::Usage(error.to_string()))?;
-        agreed.map_err(|refused| Error::Usage(refused.message()))?;
+        asked.map_err(|error| Failure::new(Exit::Internal, error))??;
     }
-    sender.execute(operation, plan).await
+    Ok(sender.execute(operation, plan).await?)
 }
 
 fn describe(plan: &Plan) -> String {

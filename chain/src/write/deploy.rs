@@ -32,15 +32,15 @@ pub struct Deployed {
 ///
 /// # Errors
 /// See [`Sender::plan`] and [`Sender::execute`]; [`Error::NotVisible`] when the result is not what was asked for.
-pub async fn deploy(
+pub async fn deploy<E: From<Error>>(
     sender: &mut Sender,
     deployment: &Deployment,
-    run: &mut impl AsyncFnMut(&mut Sender, &Operation) -> Result<Outcome>,
-) -> Result<Deployed> {
+    run: &mut impl AsyncFnMut(&mut Sender, &Operation) -> Result<Outcome, E>,
+) -> Result<Deployed, E> {
     let label = &deployment.label;
     let mut create = async |sender: &mut Sender, operation: Operation| {
         let outcome = run(sender, &operation).await?;
-        outcome.created().ok_or_else(|| Error::Usage(format!("{} was not done", operation.what)))
+        outcome.created().ok_or_else(|| E::from(Error::Usage(format!("{} was not done", operation.what))))
     };
     let app_implementation = match deployment.app_implementation {
         Some(address) => address,
