@@ -38,6 +38,9 @@ async fn written(path: &Path) -> String {
     let audit = Audit::open(path, clock()).unwrap();
     audit.write(allowed()).await.unwrap();
     audit.write(decision(&Err(Refusal::denied("no\nline \"forged\"")))).await.unwrap();
+    drop(audit);
+    // Its thread ends a moment later; until then the file is locked.
+    std::fs::File::open(path).unwrap().lock().unwrap();
     std::fs::read_to_string(path).unwrap()
 }
 
