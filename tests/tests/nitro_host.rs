@@ -309,6 +309,11 @@ async fn each_failure_of_a_host_is_one_line_with_a_hint() {
     lab.machine.set("ends_at_once", "");
     let (error, hint) = failure(&mut lab).await;
     assert!(matches!(error, Error::NoResult { .. }) && !hint.is_empty(), "{error}");
+    lab.machine.set("console", "why it ended\n");
+    lab.launch.debug = true;
+    let ran = lab.whole().await.unwrap();
+    assert_eq!((ran.result, ran.console.as_deref()), (None, Some("\nwhy it ended\n")));
+    lab.launch.debug = false;
     lab.machine.clear("ends_at_once");
     let reach = lab.host().reach().clone();
     let mut host = Host::new(reach, Patience { result: Duration::ZERO, ..Patience::default() });

@@ -1,6 +1,7 @@
 //! A host, step by step: each step is one command with a name, a deadline here and on the host, and a bound on what it may
 //! say. A connection is made when it is needed, and again after it was lost.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -325,10 +326,11 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 pub(super) fn parsed<T: serde::de::DeserializeOwned>(step: &str, answer: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(answer).map_err(|error| Error::Answer {
-        step: step.to_owned(),
-        problem: format!("not the JSON that is expected: {error}"),
-    })
+    serde_json::from_slice(answer).map_err(|error| not_json(step, error))
+}
+
+pub(super) fn not_json(step: &str, problem: impl Display) -> Error {
+    Error::Answer { step: step.to_owned(), problem: format!("not the JSON that is expected: {problem}") }
 }
 
 /// A word for the shell, whatever is in it.

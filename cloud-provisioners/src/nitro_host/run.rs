@@ -7,9 +7,10 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::error::Error;
-use super::host::{Host, HostLog, Step, failure, parsed, quoted};
+use super::host::{Host, HostLog, Step, failure, not_json, parsed, quoted};
 use super::nitro::{Description, Enclave};
 use super::setup::{MARK, NAME, replace};
+use super::ssh::Output;
 use super::upload::{Upload, upload};
 use crate::patience::{Deadline, Pauses};
 
@@ -19,9 +20,11 @@ const FIRST_CID: u32 = 16;
 const RESULTS: &str = "/var/lib/host-proxy";
 /// Keys, certificates and evidence are a few kilobytes.
 const MAX_RESULT: usize = 1 << 20;
+/// What nitro-cli says of an enclave that it started.
+const MAX_STARTED: usize = 1 << 20;
 /// A console shows at most this much.
 const MAX_CONSOLE: usize = 4 << 20;
-/// How long an enclave in debug mode is watched.
+/// How long an enclave in debug mode is watched after the time it has for its boot.
 const CONSOLE: Duration = Duration::from_secs(60);
 /// Lines of the proxy's log that are kept.
 const LOG_LINES: u32 = 1000;
@@ -95,9 +98,12 @@ pub async fn run(
     let cid = free_cid(&others);
     let result = format!("{RESULTS}/{}", launch.name);
     start_proxy(host, launch, cid, &result).await?;
-    let enclave = start(host, launch, &image, cid).await?;
+    let (enclave, console) = start(host, launch, &image, cid).await?;
     tell(&Told::Booted(enclave.enclave_id.clone()));
-    let ran = watch(host, launch, &enclave, &result, tell).await;
+    let ran = match console {
+        Some(console) => Ok(Ran { result: None, console: Some(console) }),
+        None => watch(host, launch, &enclave, &result, tell).await,
+    };
     // What failed first is told; what is left is found by its name the next time.
     let ended = host.end_enclave(&enclave.enclave_id).await;
     let removed = host.run(host.step("remove the result", format!("rm -f {result}"))).await;
@@ -155,23 +161,45 @@ async fn start_proxy(host: &mut Host, launch: &Launch, cid: u32, result: &str) -
     host.run(host.step("start the proxy", script)).await.map(drop)
 }
 
-async fn start(host: &mut Host, launch: &Launch, image: &str, cid: u32) -> Result<Enclave, Error> {
+/// Starts it. In debug mode also watches its console, from the start on: one that ends at once takes its console along.
+async fn start(
+    host: &mut Host,
+    launch: &Launch,
+    image: &str,
+    cid: u32,
+) -> Result<(Enclave, Option<String>), Error> {
     let Launch { name: enclave_name, cpus, memory_mib, debug, .. } = launch;
     let mut script = format!(
         "nitro-cli run-enclave --cpu-count {cpus} --memory {memory_mib} --eif-path {} --enclave-cid {cid} \
          --enclave-name {enclave_name}",
         quoted(image)
     );
+    let boot = host.patience().boot;
+    let (mut deadline, mut limit) = (boot, MAX_STARTED);
     if *debug {
-        script.push_str(" --debug-mode");
+        // 124: the time is over.
+        script = format!(
+            "timeout {} {script} --debug-mode --attach-console || [ $? -eq 124 ]",
+            (boot + CONSOLE).as_secs()
+        );
+        (deadline, limit) = (boot + CONSOLE + host.patience().step, MAX_STARTED + MAX_CONSOLE);
     }
     let name = "start the enclave";
-    let step = Step { deadline: host.patience().boot, ..host.step(name, script) };
-    let output = host.attempt(step).await?;
-    if output.status != 0 {
-        return Err(failure(name, &output));
+    let output = host.attempt(Step { deadline, limit, ..host.step(name, script) }).await?;
+    let (enclave, rest) = started(name, &output)?;
+    Ok((enclave, debug.then(|| String::from_utf8_lossy(rest).into_owned())))
+}
+
+/// What nitro-cli says of an enclave that it started, and what followed on its console.
+fn started<'a>(step: &str, output: &'a Output) -> Result<(Enclave, &'a [u8]), Error> {
+    let mut answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Enclave>();
+    // The end of a console is a failure for nitro-cli: the connection to it is gone.
+    match answers.next() {
+        Some(Ok(enclave)) => Ok((enclave, output.stdout.get(answers.byte_offset()..).unwrap_or_default())),
+        _ if output.status != 0 => Err(failure(step, output)),
+        Some(Err(error)) => Err(not_json(step, error)),
+        None => Err(not_json(step, "it is empty")),
     }
-    parsed(name, &output.stdout)
 }
 
 async fn watch(
@@ -186,10 +214,6 @@ async fn watch(
     if let Some(listed) = host.enclaves().await?.iter().find(|it| it.enclave_id == *id) {
         check(listed, launch)?;
     }
-    if launch.debug {
-        let console = console(host, id).await?;
-        return Ok(Ran { result: None, console: Some(console) });
-    }
     wait(host, id, result).await?;
     let step = Step { limit: MAX_RESULT, ..host.step("fetch the result", format!("cat {result}")) };
     let delivered = host.run(step).await?;
@@ -197,17 +221,17 @@ async fn watch(
     Ok(Ran { result: Some(delivered), console: None })
 }
 
-/// Whether an enclave runs as it was to.
+/// Whether an enclave runs as one does that is to get keys.
 fn check(listed: &Enclave, launch: &Launch) -> Result<(), Error> {
-    let flags = if launch.debug { "DEBUG_MODE" } else { "NONE" };
+    let expected = "NONE";
     match listed.flags.as_deref() {
-        Some(actual) if actual == flags => {}
+        Some(actual) if actual == expected => {}
         actual => {
             let actual = super::host::shown(actual.unwrap_or("without flags"));
-            return Err(Error::EnclaveState { actual, expected: flags });
+            return Err(Error::EnclaveState { actual, expected });
         }
     }
-    match listed.measurements.as_ref().filter(|_| !launch.debug) {
+    match &listed.measurements {
         Some(measurements) => compare(measurements, launch),
         None => Ok(()),
     }
@@ -241,24 +265,6 @@ async fn wait(host: &mut Host, id: &str, result: &str) -> Result<(), Error> {
 /// The proxy's log, for a message; a host that does not even give that has failed otherwise already.
 async fn proxy_log(host: &mut Host) -> String {
     host.log(HostLog::Proxy, LOG_LINES).await.unwrap_or_default()
-}
-
-/// What an enclave in debug mode writes until it ends, or for as long as it is watched.
-async fn console(host: &mut Host, id: &str) -> Result<String, Error> {
-    let name = "read the console";
-    // 124: the time is over.
-    let script = format!(
-        "timeout {} nitro-cli console --enclave-id {} || [ $? -eq 124 ]",
-        CONSOLE.as_secs(),
-        quoted(id)
-    );
-    let deadline = host.patience().step + CONSOLE;
-    let output = host.attempt(Step { deadline, limit: MAX_CONSOLE, ..host.step(name, script) }).await?;
-    // Its end is nitro-cli's failure: the connection to the console is gone.
-    if output.status != 0 && output.stdout.is_empty() {
-        return Err(failure(name, &output));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]
@@ -313,6 +319,32 @@ mod tests {
         assert_eq!(debug.to_string(), "the enclave is DEBUG_MODE, expected NONE");
         let other = check(&enclave("a", 16, "NONE", "ab"), &launch()).unwrap_err();
         assert_eq!(other.to_string(), "PCR0 of the image is ab on the host, expected aa");
+    }
+
+    #[test]
+    fn a_console_follows_what_nitro_cli_says() {
+        let id =
+            r#"{"EnclaveName":"x","EnclaveID":"i-1-enc1","EnclaveCID":16,"NumberOfCPUs":2,"MemoryMiB":512}"#;
+        let output = |stdout: &str, status| Output {
+            stdout: stdout.as_bytes().to_vec().into(),
+            stderr: String::new(),
+            status,
+        };
+        for console in ["", "\n[0.0] Linux {\n", "\n\u{fffd}"] {
+            for status in [0, 39] {
+                let output = output(&format!("{id}{console}"), status);
+                let (enclave, rest) = started("start", &output).unwrap();
+                assert_eq!((&*enclave.enclave_id, rest), ("i-1-enc1", console.as_bytes()));
+            }
+        }
+        for (stdout, status, expected) in [
+            ("", 0, "start: not the JSON that is expected: it is empty"),
+            ("", 22, "start: exit code 22: "),
+            (&id[..40], 39, "start: exit code 39: "),
+        ] {
+            let error = started("start", &output(stdout, status)).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
     }
 
     #[test]
