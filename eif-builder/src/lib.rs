@@ -8,7 +8,6 @@
 pub mod agent_config;
 mod assemble;
 pub mod build;
-mod cbor;
 #[cfg(feature = "command")]
 pub mod cli;
 mod compress;

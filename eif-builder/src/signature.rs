@@ -5,17 +5,23 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, UnparsedPublicKey,
     VerificationAlgorithm,
 };
+use ciborium::tag::Captured;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_bytes::{ByteBuf, Bytes};
 use x509_parser::der_parser::ber::BerObjectContent;
 use x509_parser::der_parser::der::parse_der_sequence;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::cbor::{Decoder, Encoder};
 use crate::error::{Error, IoContext};
 use crate::format::SectionKind;
 use crate::image::{Image, refusal};
 use crate::problem::Problem;
+
+/// How deep a signature section nests, with room for a tag.
+const MAX_DEPTH: usize = 8;
 
 /// COSE algorithm of a signature; the curve follows from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,31 +106,19 @@ impl Signature {
     /// # Errors
     /// When it is not an array with exactly one certificate and COSE_Sign1, or has bytes left over.
     pub fn decode(section: &[u8]) -> Result<Self, String> {
-        let mut outer = Decoder::new(section);
-        let entries = outer.array("the list of signatures")?;
-        if entries != 1 {
-            return Err(format!("{entries} signatures, expected 1"));
+        let entries: Vec<Entry> = decoded("the section", section)?;
+        let [Entry { signing_certificate: certificate_pem, signature }] =
+            <[Entry; 1]>::try_from(entries).map_err(|all| format!("{} signatures, expected 1", all.len()))?;
+        let Captured(tag, cose) = decoded("COSE_Sign1", &signature)?;
+        let CoseSign1::<ByteBuf>(protected, NoHeaders {}, payload, signature) = cose;
+        if let Some(other) = tag.filter(|tag| *tag != COSE_SIGN1) {
+            return Err(format!("tag {other}, expected {COSE_SIGN1} or none"));
         }
-        expect_len(outer.map("a signature entry")?, 2, "a signature entry")?;
-        expect_key(&mut outer, "signing_certificate")?;
-        let certificate_pem = outer.byte_array("the signing certificate")?;
-        expect_key(&mut outer, "signature")?;
-        let cose = outer.byte_array("the signature")?;
-        outer.end("the section")?;
-
-        let mut inner = Decoder::new(&cose);
-        inner.optional_tag(18)?;
-        expect_len(inner.array("COSE_Sign1")?, 4, "COSE_Sign1")?;
-        let protected = inner.bytes("the protected header")?;
         let algorithm = Algorithm::ALL
             .into_iter()
-            .find(|algorithm| algorithm.protected() == protected)
-            .ok_or_else(|| format!("unknown protected header {}", hex::encode(protected)))?;
-        expect_len(inner.map("the unprotected header")?, 0, "the unprotected header")?;
-        let payload = inner.bytes("the payload")?.to_vec();
-        let signature = inner.bytes("the signature value")?.to_vec();
-        inner.end("COSE_Sign1")?;
-
+            .find(|algorithm| algorithm.protected() == *protected)
+            .ok_or_else(|| format!("unknown protected header {}", hex::encode(&protected)))?;
+        let (payload, signature) = (payload.into_vec(), signature.into_vec());
         let certificate_der = CertificateDer::from_pem_slice(&certificate_pem)
             .map_err(|error| format!("the signing certificate is not PEM: {error}"))?
             .to_vec();
@@ -229,26 +223,71 @@ pub(crate) fn parse_certificate(der: &[u8]) -> Result<X509Certificate<'_>, Strin
     if rest.is_empty() { Ok(certificate) } else { Err(format!("{} bytes after the certificate", rest.len())) }
 }
 
-/// What is signed about an image: register 0 and its value.
+/// One signature of the section.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    signing_certificate: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+/// The tag that a COSE_Sign1 may carry.
+const COSE_SIGN1: u64 = 18;
+
+/// COSE_Sign1 (RFC 9052 §4.2): protected header, unprotected header, payload, signature.
+#[derive(Serialize, Deserialize)]
+struct CoseSign1<B>(B, NoHeaders, B, B);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoHeaders {}
+
+/// What is signed about an image.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Payload {
+    register_index: u64,
+    register_value: Vec<u8>,
+}
+
+/// In CBOR's shortest form. A `Vec<u8>` becomes an array of integers, as AWS's tools write it.
+fn encoded(value: &impl Serialize) -> Vec<u8> {
+    let mut out = Vec::new();
+    ciborium::into_writer(value, &mut out).expect("a vector takes all, and these types have a form in CBOR");
+    out
+}
+
+/// Takes what [`encoded`] writes and nothing else, so that there is one way to write a signature.
+fn decoded<T: Serialize + DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, String> {
+    let mut rest = bytes;
+    let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, MAX_DEPTH)
+        .map_err(|error| format!("{what}: {}", fault(&error)))?;
+    match rest.len() {
+        0 if encoded(&value) == bytes => Ok(value),
+        0 => Err(format!("{what} is not in the form that AWS's tools write")),
+        left => Err(format!("{left} bytes after the end of {what}")),
+    }
+}
+
+fn fault<E>(error: &ciborium::de::Error<E>) -> String {
+    use ciborium::de::Error;
+    match error {
+        Error::Io(_) => "ends too early".to_owned(),
+        Error::Syntax(at) => format!("no CBOR at byte {at}"),
+        Error::Semantic(_, problem) => problem.clone(),
+        Error::RecursionLimitExceeded => format!("nests deeper than {MAX_DEPTH} levels"),
+    }
+}
+
+/// Register 0 and its value.
 fn signed_payload(pcr0: &Pcr) -> Vec<u8> {
-    Encoder::default()
-        .map(2)
-        .text("register_index")
-        .uint(0)
-        .text("register_value")
-        .byte_array(pcr0.as_bytes())
-        .finish()
+    encoded(&Payload { register_index: 0, register_value: pcr0.as_bytes().to_vec() })
 }
 
 /// The message that goes into the signature algorithm (RFC 9052 §4.4).
 fn signed_message(algorithm: Algorithm, payload: &[u8]) -> Vec<u8> {
-    Encoder::default()
-        .array(4)
-        .text("Signature1")
-        .bytes(algorithm.protected())
-        .bytes(&[])
-        .bytes(payload)
-        .finish()
+    let external: &[u8] = &[];
+    encoded(&("Signature1", Bytes::new(algorithm.protected()), Bytes::new(external), Bytes::new(payload)))
 }
 
 /// What the key of a certificate has to sign for an image with this PCR0.
@@ -297,44 +336,13 @@ pub(crate) fn encode_section(
     signature: &[u8],
 ) -> Vec<u8> {
     let payload = signed_payload(pcr0);
-    let cose = Encoder::default()
-        .array(4)
-        .bytes(algorithm.protected())
-        .map(0)
-        .bytes(&payload)
-        .bytes(signature)
-        .finish();
-    Encoder::default()
-        .array(1)
-        .map(2)
-        .text("signing_certificate")
-        .byte_array(certificate_pem)
-        .text("signature")
-        .byte_array(&cose)
-        .finish()
+    let [protected, payload, signature] = [algorithm.protected(), &payload, signature].map(Bytes::new);
+    let signature = encoded(&CoseSign1(protected, NoHeaders {}, payload, signature));
+    encoded(&[Entry { signing_certificate: certificate_pem.to_vec(), signature }])
 }
 
 /// For the error message: which register and value a foreign payload names.
 fn register_in(payload: &[u8]) -> Result<String, String> {
-    let mut decoder = Decoder::new(payload);
-    expect_len(decoder.map("the payload")?, 2, "the payload")?;
-    expect_key(&mut decoder, "register_index")?;
-    let index = decoder.uint("register_index")?;
-    expect_key(&mut decoder, "register_value")?;
-    let value = decoder.byte_array("register_value")?;
-    decoder.end("the payload")?;
-    Ok(format!("register {index} with {}", hex::encode(value)))
-}
-
-fn expect_len(actual: u64, expected: u64, what: &str) -> Result<(), String> {
-    if actual == expected { Ok(()) } else { Err(format!("{what} has {actual} entries, expected {expected}")) }
-}
-
-fn expect_key(decoder: &mut Decoder<'_>, key: &str) -> Result<(), String> {
-    let found = decoder.text(key)?;
-    if found == key.as_bytes() {
-        Ok(())
-    } else {
-        Err(format!("key {:?}, expected {key:?}", String::from_utf8_lossy(found)))
-    }
+    let Payload { register_index, register_value } = decoded("the payload", payload)?;
+    Ok(format!("register {register_index} with {}", hex::encode(register_value)))
 }

@@ -231,11 +231,20 @@ fn signatures_that_are_wrong_are_named() {
         assert!(decode(&payload[..len]).is_err(), "accepted a prefix of {len} bytes");
     }
     // The certificate as a byte string instead of an array of integers.
-    let value = 1 + 1 + 1 + "signing_certificate".len();
-    let mut byte_string = payload.clone();
-    byte_string[value] = byte_string[value] & 0x1f | 0x40;
-    assert!(decode(&byte_string).unwrap_err().contains("CBOR type 2, expected 4"));
-    let two = [&[0x82], &payload[1..]].concat();
+    let pem = decode(&payload).unwrap().certificate_pem().to_vec();
+    let key = payload.windows(10).position(|window| window == b"\x69signature").unwrap();
+    let [high, low] = u16::try_from(pem.len()).unwrap().to_be_bytes();
+    let start = 1 + 1 + 1 + "signing_certificate".len();
+    let byte_string = [&payload[..start], &[0x59, high, low], &pem, &payload[key..]].concat();
+    assert_eq!(decode(&byte_string).unwrap_err(), "the section is not in the form that AWS's tools write");
+    // The same, but for a number in two bytes where one is enough.
+    let long = [&[0x98, 1], &payload[1..]].concat();
+    assert_eq!(decode(&long).unwrap_err(), "the section is not in the form that AWS's tools write");
+    let unknown = payload.iter().map(|byte| if *byte == b'_' { b'-' } else { *byte }).collect::<Vec<_>>();
+    assert!(decode(&unknown).unwrap_err().starts_with("the section: unknown field `signing-certificate`"));
+    assert_eq!(decode(&payload[..30]).unwrap_err(), "the section: ends too early");
+    assert_eq!(decode(&[0x81, 0x1c]).unwrap_err(), "the section: no CBOR at byte 1");
+    let two = [&[0x82], &payload[1..], &payload[1..]].concat();
     assert_eq!(decode(&two).unwrap_err(), "2 signatures, expected 1");
 
     let other = inputs.v1().measure().unwrap().registers;
