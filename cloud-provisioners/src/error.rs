@@ -91,10 +91,10 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
-    /// Another process is working on the same deployment.
-    #[error("{}: another process is working on this deployment", path.display())]
+    /// Another process is working on the same thing.
+    #[error("{}: another process is working on this", path.display())]
     Locked {
-        /// The lock file.
+        /// The directory, or the file that stands for what is worked on.
         path: PathBuf,
     },
     /// The deployment was refused before anything was changed.

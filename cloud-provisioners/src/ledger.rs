@@ -8,13 +8,11 @@
 //! A crash between a call and its answer leaves an `intended` entry: the next run asks the cloud whether the thing
 //! exists. Nothing that is not in the ledger is ever deleted.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::lock::Lock;
 use crate::{Error, durable};
 
 /// Version of the file; a later one is refused rather than misread.
@@ -58,7 +56,7 @@ struct Content {
 pub struct Ledger {
     path: PathBuf,
     content: Content,
-    _lock: File,
+    lock: Lock,
 }
 
 impl Ledger {
@@ -69,12 +67,7 @@ impl Ledger {
     ///
     /// [`Error::Locked`] when another process has it open; when the file cannot be read or is of a later version.
     pub fn open(path: &Path, new_id: impl FnOnce() -> Result<String, Error>) -> Result<Self, Error> {
-        let lock_path = path.with_extension("lock");
-        let lock = File::create(&lock_path).map_err(Error::file("create", &lock_path))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-            Errno::WOULDBLOCK => Error::Locked { path: lock_path.clone() },
-            other => Error::file("lock", &lock_path)(other.into()),
-        })?;
+        let lock = Lock::file(&path.with_extension("lock"))?;
         let content = match std::fs::read(path) {
             Ok(bytes) => parse(&bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -82,7 +75,7 @@ impl Ledger {
             }
             Err(error) => return Err(Error::file("read", path)(error)),
         };
-        let ledger = Self { path: path.to_owned(), content, _lock: lock };
+        let ledger = Self { path: path.to_owned(), content, lock };
         ledger.save()?;
         Ok(ledger)
     }
@@ -153,7 +146,8 @@ impl Ledger {
         if !self.content.resources.is_empty() {
             return Ok(());
         }
-        std::fs::remove_file(&self.path).map_err(Error::file("remove", &self.path))
+        std::fs::remove_file(&self.path).map_err(Error::file("remove", &self.path))?;
+        self.lock.remove()
     }
 
     fn save(&self) -> Result<(), Error> {

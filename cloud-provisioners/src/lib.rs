@@ -23,6 +23,7 @@ mod durable;
 mod env_key;
 mod error;
 mod http;
+mod lock;
 mod patience;
 
 pub mod bring_up;
@@ -40,4 +41,5 @@ pub mod registry;
 pub mod vmm;
 
 pub use error::Error;
+pub use lock::Lock;
 pub use patience::Deadline;

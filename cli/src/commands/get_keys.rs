@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use attestation::OsImageHash;
 use clap::{ArgGroup, ArgMatches, Args, FromArgMatches};
+use cloud_provisioners::{Lock, command};
 use command_line::{Exit, Failure};
 use eif_builder::project::Project;
 use enclave_agent::KmsUrl;
@@ -143,12 +144,12 @@ impl Started {
     async fn run(self) -> Result<Exit, Failure> {
         let Self { arguments, fetch, output, force, reveal, json } = self;
         let ProjectArguments { project, mut identity, nsm_root, open, remote, parts, tools } = arguments;
-        let project = match (project, fetch) {
-            (Some(project), _) => project,
+        let (project, lock) = match (project, fetch) {
+            (Some(project), _) => (project, None),
             (None, Some(fetch)) => {
-                let Generated { folder, identity: kept } = parts.generate(fetch, identity).await?;
+                let Generated { folder, identity: kept, lock } = parts.generate(fetch, identity).await?;
                 identity = Some(kept);
-                folder
+                (folder, Some(lock))
             }
             (None, None) => return Err(Failure::new(Exit::Usage, "--project is missing")),
         };
@@ -160,6 +161,11 @@ impl Started {
         let identity =
             identity.ok_or_else(|| usage("--project needs --identity FILE, which opens the keys"))?;
         if remote.host.is_some() {
+            // A second run would end the enclave of the first.
+            let _alone = match lock {
+                Some(lock) => lock,
+                None => Lock::directory(folder_of(&project)).map_err(command::failure)?,
+            };
             let directory = tempfile::tempdir().map_err(internal)?;
             let image = directory.path().join("image.eif");
             let built = Built::here(project, image.clone()).await?;
@@ -173,6 +179,15 @@ impl Started {
                 .with_hint("`keyferry enclave root DIRECTORY` makes one")
         })?;
         in_virtual_machine(project, identity, &nsm_root, open, &tools, target).await
+    }
+}
+
+/// The folder of a project that is given by that or by its file.
+fn folder_of(project: &Path) -> &Path {
+    match project.parent() {
+        Some(folder) if project.is_file() && folder.as_os_str().is_empty() => Path::new("."),
+        Some(folder) if project.is_file() => folder,
+        _ => project,
     }
 }
 

@@ -111,7 +111,8 @@ pub async fn run(command: Command, surroundings: &dyn Surroundings) -> Result<()
 }
 
 /// How the failure of a library call ends the program.
-pub(crate) fn failure(error: Error) -> Failure {
+#[must_use]
+pub fn failure(error: Error) -> Failure {
     let exit = match &error {
         Error::Google(error) if error.is_no_answer() => Exit::NoAnswer,
         Error::Aws(error) if error.is_no_answer() => Exit::NoAnswer,
@@ -123,6 +124,7 @@ pub(crate) fn failure(error: Error) -> Failure {
         | Error::Refused(_)
         | Error::Aws(_)
         | Error::Ec2(_)
+        | Error::Locked { .. }
         | Error::NoHost { .. }
         | Error::VmmRefused(_)
         | Error::NotOurs { .. }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use age::secrecy::ExposeSecret;
 use age::x25519::Identity;
 use clap::Args;
+use cloud_provisioners::Lock;
+use cloud_provisioners::command::failure;
 use command_line::{Exit, Failure};
 use eif_builder::project::PROJECT_FILE;
 use eif_builder::registry::Registry;
@@ -44,6 +46,8 @@ pub(super) struct PartArguments {
 pub(super) struct Generated {
     pub(super) folder: PathBuf,
     pub(super) identity: PathBuf,
+    /// Nobody else works in the folder meanwhile.
+    pub(super) lock: Lock,
 }
 
 impl PartArguments {
@@ -84,6 +88,7 @@ fn generate(
     let folder = Path::new(FOLDER).join(&app_id);
     fs::create_dir_all(&folder).map_err(internal)?;
     let folder = fs::canonicalize(&folder).map_err(internal)?;
+    let lock = Lock::directory(&folder).map_err(failure)?;
     let identity = match identity {
         Some(identity) => identity,
         None => kept_identity(&folder)?,
@@ -110,7 +115,7 @@ fn generate(
     }
     let path = folder.join(PROJECT_FILE);
     fs::write(&path, text).map_err(|error| usage(&path.display().to_string(), error))?;
-    Ok(Generated { folder, identity })
+    Ok(Generated { folder, identity, lock })
 }
 
 /// An identity of this project's own: whoever has it opens what the enclave exports.
