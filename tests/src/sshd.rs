@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -27,11 +27,11 @@ const KERNEL: &str = "6.1.150-174.273.amzn2023.x86_64";
 pub struct NitroHost {
     server: Child,
     directory: TempDir,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl NitroHost {
-    /// Starts one, as AWS launches it: nothing is installed.
+    /// Starts one, as AWS launches it: nothing is installed. Its key and its record are in its directory.
     ///
     /// # Errors
     /// What is missing, for a test that says why it is skipped.
@@ -40,6 +40,29 @@ impl NitroHost {
     /// When the server does not start although everything is there.
     pub fn start() -> Result<Self, String> {
         ready()?;
+        let host = Self::boot((Ipv4Addr::LOCALHOST, free_port()).into());
+        host.admit(&host.read("id_ed25519.pub"));
+        host.record();
+        Ok(host)
+    }
+
+    /// Starts one with an address of its own, at which SSH has its usual port, and that nobody may log in to yet.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn launch() -> Result<Self, String> {
+        ready()?;
+        // All of 127.0.0.0/8 is this machine, and no two processes have the same id.
+        let [_, high, middle, low] = std::process::id().to_be_bytes();
+        let address = SocketAddr::from(([127, 64 + high, middle, low], 22));
+        drop(TcpListener::bind(address).map_err(|error| format!("{address} cannot be had: {error}"))?);
+        Ok(Self::boot(address))
+    }
+
+    fn boot(address: SocketAddr) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = |name: &str| directory.path().join(name);
         for folder in ["home", "enclaves", "units", "run"] {
@@ -48,7 +71,6 @@ impl NitroHost {
         for key in ["host_key", "id_ed25519", "other_key"] {
             generate(&path(key));
         }
-        fs::copy(path("id_ed25519.pub"), path("authorized_keys")).expect("a file of ours");
         for (name, content) in [
             ("kernel", KERNEL),
             ("modules", KERNEL),
@@ -60,20 +82,35 @@ impl NitroHost {
         }
         write(&path("environment"), &environment(directory.path()));
         fs::copy(format!("{SCRIPTS}/gate.sh"), path("gate.sh")).expect("a file of ours");
-        let port = free_port();
-        let mut host = Self { server: idle(), directory, port };
+        let mut host = Self { server: idle(), directory, address };
         host.configure("host_key");
         host.serve();
-        host.record();
-        Ok(host)
+        host
+    }
+
+    /// Lets the owner of this public key log in, and nobody else from now on.
+    pub fn admit(&self, public_key: &str) {
+        write(&self.path("authorized_keys"), &format!("{}\n", public_key.trim_end()));
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.address.ip()
+    }
+
+    /// The key it proves itself with: `ssh-ed25519 AAAA…`.
+    #[must_use]
+    pub fn host_key(&self) -> String {
+        self.read("host_key.pub").split(' ').take(2).collect::<Vec<_>>().join(" ")
     }
 
     fn configure(&self, host_key: &str) {
         let settings = format!(
-            "ListenAddress 127.0.0.1:{}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\n\
+            "ListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\n\
              StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nForceCommand {}\n\
              SetEnv MACHINE_ENVIRONMENT={}\nMaxStartups 100\n",
-            self.port,
+            self.address,
             self.text(host_key),
             self.text("authorized_keys"),
             self.text("gate.sh"),
@@ -109,11 +146,9 @@ impl NitroHost {
 
     /// How `keyferry` reaches it, as `keyferry host up` records it.
     fn record(&self) {
-        let key = self.read("host_key.pub");
-        let key = key.rsplit_once(' ').map_or(key.as_str(), |(key, _comment)| key);
         let record = serde_json::json!({
-            "version": 1, "address": "127.0.0.1", "port": self.port, "user": "ec2-user",
-            "private_key": "id_ed25519", "host_key": key,
+            "version": 1, "address": self.ip(), "port": self.address.port(), "user": "ec2-user",
+            "private_key": "id_ed25519", "host_key": self.host_key(),
         });
         write(&self.path("keyferry-host.json"), &format!("{record:#}\n"));
     }

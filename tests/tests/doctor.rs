@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use e2e::serve::{Answer, Question, Server};
 use e2e::vmm::Vmm;
-use e2e::{Finished, finish, program};
+use e2e::{Finished, finish, program, readme_blocks};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -552,14 +552,6 @@ fn what_a_log_shows_is_told_with_cause_and_remedy() {
     assert_eq!(missing.code, Some(2), "{}", missing.stderr);
 }
 
-/// The blocks of commands under a heading of README.md.
-fn printed(heading: &str) -> Vec<&'static str> {
-    let readme = include_str!("../../README.md");
-    let section = readme.split_once(heading).unwrap().1;
-    let section = section.split("\n## ").next().unwrap();
-    section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap()).collect()
-}
-
 /// A shell on the host, in which a walkthrough is typed.
 fn shell(host: &Host, script: &str, more: &[(&str, String)]) -> Finished {
     let home = host.root.path().join("home/op");
@@ -579,7 +571,7 @@ fn the_walkthrough_on_bare_metal_runs_as_it_is_printed() {
     host.configure(text("/var/lib/dstack/images", "/home/op/.dstack-vmm/image"));
     let compose = std::fs::read_to_string(host.root.path().join("kms/docker-compose.yaml")).unwrap();
     host.write("home/op/docker-compose.yaml", &compose);
-    let blocks = printed("## KMS on bare metal");
+    let blocks = readme_blocks("## KMS on bare metal");
     let done = shell(&host, blocks[0], &[]);
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
     for shown in [

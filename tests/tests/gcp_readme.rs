@@ -7,16 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use e2e::google::Google;
-use e2e::{Finished, KmsMachine, finish, program};
+use e2e::{Finished, KmsMachine, finish, program, readme_blocks};
 
-const README: &str = include_str!("../../README.md");
 const DEADLINE: Duration = Duration::from_secs(180);
-
-/// The shell blocks between a heading and the next of its rank.
-fn blocks(heading: &str, end: &str) -> Vec<&'static str> {
-    let section = README.split_once(heading).unwrap().1.split_once(end).unwrap().0;
-    section.split("```sh\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect()
-}
 
 /// A reader's shell.
 struct Reader {
@@ -73,8 +66,8 @@ fn the_walk_to_a_kms_and_a_second_node_works_as_printed() {
     google.set_external_address("127.0.0.1");
     let reader = Reader { home, google };
 
-    let first = blocks("## A KMS on GCP from zero", "\n### ");
-    let second = blocks("### A second node", "\n## ");
+    let first = readme_blocks("## A KMS on GCP from zero");
+    let second = readme_blocks("### A second node");
     let [values, walk] = &first[..] else { panic!("{first:#?}") };
     let [join, down] = &second[..] else { panic!("{second:#?}") };
     // Every value that the walk needs is one that the reader is told to choose.

@@ -6,12 +6,17 @@
 #![allow(clippy::unwrap_used, reason = "a set-up that fails is a failed test")]
 #![expect(clippy::print_stdout, reason = "a test that is skipped says why")]
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use e2e::{APP_ID, Daemon, Finished, NitroHost, finish, kernel, kms_settings, program, run, static_agent};
+use e2e::aws::Aws;
+use e2e::{
+    APP_ID, Daemon, Finished, NitroHost, finish, kernel, kms_settings, program, readme_blocks, run,
+    static_agent,
+};
 use enclave_vm::{MachineKind, Search};
 use serde_json::Value;
 
@@ -26,23 +31,27 @@ struct Lab {
 }
 
 impl Lab {
-    /// Nothing where something is missing; the test says so.
+    /// A host that is there, whoever made it.
     fn new() -> Option<Self> {
+        let lab = Self::with(NitroHost::start)?;
+        let deployment = "{\n  \"instance_id\": \"i-0\",\n  \"public_ip\": \"127.0.0.1\"\n}\n";
+        lab.host.set("deployment.json", deployment);
+        Some(lab)
+    }
+
+    /// Nothing where something is missing; the test says so.
+    fn with(host: fn() -> Result<NitroHost, String>) -> Option<Self> {
         let [cache, home, path] = ["XDG_CACHE_HOME", "HOME", "PATH"].map(std::env::var_os);
         let search = Search::in_environment(cache.as_deref(), home.as_deref(), path.as_deref());
         let ready = kernel().map(drop);
         let ready = ready
             .and_then(|()| search.find(MachineKind::Microvm).map(drop).map_err(|error| error.to_string()))
-            .and_then(|()| NitroHost::start());
+            .and_then(|()| host());
         match ready {
             Ok(host) => {
                 let made = run("keyferry", &["enclave", "root", &host.text("nsm")], DEADLINE);
                 assert_eq!(made.code, Some(0), "{made:?}");
                 fs::copy(host.path("nsm/root.pem"), host.path("nsm-root.pem")).unwrap();
-                host.set(
-                    "deployment.json",
-                    "{\n  \"instance_id\": \"i-0\",\n  \"public_ip\": \"127.0.0.1\"\n}\n",
-                );
                 Some(Self { host, kms: None, port: 0 })
             }
             Err(reason) => {
@@ -65,6 +74,23 @@ impl Lab {
         self.kms = Some(kms);
     }
 
+    fn url(&self) -> String {
+        format!("https://localhost:{}", self.port)
+    }
+
+    /// The keys that the image of a generated project gets in a virtual machine here.
+    fn direct(&self, project: &Path) -> [String; 3] {
+        let mut command = Command::new(program("keyferry"));
+        command.args(["get-keys", "--open", &format!("127.0.0.1:{}", self.port), "--output"]);
+        command.arg(self.host.path("direct.json")).arg("--project").arg(project);
+        command.arg("--identity").arg(project.join("operator.txt"));
+        command.arg("--nsm-root").arg(self.host.path("nsm"));
+        command.env("XDG_RUNTIME_DIR", self.host.directory());
+        let direct = finish(command, DEADLINE);
+        assert_eq!(direct.code, Some(0), "{direct:?}");
+        keys(&fs::read(self.host.path("direct.json")).unwrap())
+    }
+
     /// A script in the host's folder, with the guide's variables and what stands for things that are not there.
     fn script(&self, name: &str, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
         let script = format!("{}/../scripts/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -82,7 +108,7 @@ impl Lab {
 
     /// The command lines of the guide. The clock of an emulated machine stands still while others have the processor.
     fn get_keys(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
-        let url = format!("https://localhost:{}", self.port);
+        let url = self.url();
         let mut command = self.script("get_keys.sh", variables, arguments);
         command.args(["--", "--max-clock-skew", "250s"]);
         command.env("HOST", "127.0.0.1").env("KMS_URL", url).env("APP_ID", APP_ID);
@@ -128,6 +154,9 @@ fn the_guides_commands_fetch_the_keys_of_the_direct_trip_also_after_kill_9() {
     let mut command = lab.get_keys(&[], &[]);
     let killed = Killed(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     assert_eq!(fs::read_to_string(&fifo).unwrap(), "held\n");
+    let second = finish(lab.get_keys(&[], &[]), DEADLINE);
+    assert_eq!(second.code, Some(3), "{second:?}");
+    assert!(second.stderr.contains(&format!("{APP_ID}: another process is working on this")), "{second:?}");
     drop(killed);
     assert_eq!(fs::read_to_string(&fifo).unwrap(), "ended\n");
     lab.host.clear("fault");
@@ -148,16 +177,113 @@ fn the_guides_commands_fetch_the_keys_of_the_direct_trip_also_after_kill_9() {
     }
 
     // The same image in a virtual machine here.
-    let folder = lab.host.text(&format!(".keyferry/get-keys/{APP_ID}"));
-    let (identity, open) = (format!("{folder}/operator.txt"), format!("127.0.0.1:{}", lab.port));
-    let (nsm, output) = (lab.host.text("nsm"), lab.host.text("direct.json"));
-    let direct =
-        ["get-keys", "--project", &folder, "--identity", &identity, "--nsm-root", &nsm, "--open", &open];
-    let mut command = Command::new(program("keyferry"));
-    command.args(direct).args(["--output", &output]).env("XDG_RUNTIME_DIR", lab.host.directory());
-    let direct = finish(command, DEADLINE);
-    assert_eq!(direct.code, Some(0), "{direct:?}");
-    assert_eq!(keys(&fs::read(output).unwrap()), on_host);
+    assert_eq!(lab.direct(&lab.host.path(&format!(".keyferry/get-keys/{APP_ID}"))), on_host);
+}
+
+/// An operator's shell, in an empty directory.
+struct Operator {
+    home: tempfile::TempDir,
+    directory: tempfile::TempDir,
+    aws: Aws,
+}
+
+impl Operator {
+    /// `keyferry`, and what is out there for an operator and is not here: AWS's root, and a KMS with a public address.
+    fn new(lab: &Lab, aws: Aws) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("keyferry");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" != get-keys ] || \\\n  \
+             set -- \"$@\" --nsm-root {} --open 127.0.0.1:{} --max-clock-skew 250s\nexec {} \"$@\"\n",
+            lab.host.text("nsm"),
+            lab.port,
+            program("keyferry").display(),
+        );
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        Self { home, directory: tempfile::tempdir().unwrap(), aws }
+    }
+
+    fn done(&self, script: &str, more: &[(&str, String)]) -> Finished {
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", script]).current_dir(self.directory.path()).env_clear().stdin(Stdio::null());
+        shell.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.home.path().display()));
+        shell.env("HOME", self.home.path()).envs(self.aws.environment());
+        shell.env("KEYFERRY_ADDRESS_SERVICE", self.aws.endpoint());
+        shell.envs(more.iter().map(|(name, value)| (name, value)));
+        let finished = finish(shell, DEADLINE);
+        assert_eq!(finished.code, Some(0), "{script}\n{finished:?}");
+        finished
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.directory.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// From an account with nothing in it to keys, and back to an account with nothing in it: the README's walk as it is
+/// printed. Only what the reader is told to choose is chosen here.
+#[test]
+fn the_walk_from_zero_to_keys_and_to_nothing_left_works_as_printed() {
+    let Some(aws) = Aws::start() else { return };
+    let Some(mut lab) = Lab::with(NitroHost::launch) else { return };
+    lab.start_kms(&"11".repeat(32));
+    aws.set_host_key(&lab.host.host_key());
+    aws.set_public_ip(lab.host.ip());
+    let operator = Operator::new(&lab, aws);
+
+    let blocks = readme_blocks("## A Nitro host from zero");
+    let [values, walk] = &blocks[..] else { panic!("{blocks:#?}") };
+    let chosen: Vec<(&str, String)> = vec![
+        ("REGION", "us-east-1".into()),
+        ("KMS_URL", lab.url()),
+        ("KMS_ROOT_CA", lab.host.text("certs/root-ca.crt")),
+        ("APP_ID", APP_ID.into()),
+        ("KEYFERRY_AGENT", static_agent().display().to_string()),
+        ("KEYFERRY_HOST_PROXY", program("host-proxy").display().to_string()),
+        ("KEYFERRY_KERNEL", kernel().unwrap().display().to_string()),
+    ];
+    let named = values.lines().filter_map(|line| line.strip_prefix("export ")?.split('=').next());
+    assert!(named.eq(chosen.iter().map(|(name, _)| *name)), "{values}");
+
+    // The KMS is told of the image, as the reader is told to.
+    let (measure, rest) = walk.split_at(walk.find("keyferry host up ").unwrap());
+    let measured = operator.done(measure, &chosen).stdout;
+    let hash = measured.lines().last().unwrap().strip_prefix("OS_IMAGE_HASH: 0x").unwrap();
+    lab.start_kms(hash);
+
+    // The host comes up with the key that EC2 was given.
+    let (up, rest) = rest.split_at(rest.find("keyferry get-keys ").unwrap());
+    let told = operator.done(up, &chosen).stdout;
+    assert!(told.contains(&format!("public ip:   {}\n", lab.host.ip())), "{told}");
+    lab.host.admit(&operator.aws.login_key());
+
+    let (fetch, down) = rest.split_at(rest.find("keyferry host down ").unwrap());
+    let fetched = operator.done(fetch, &chosen);
+    assert!(fetched.stderr.contains("install nitro-cli\n"), "{fetched:?}");
+    let path = operator.directory.path().join("app_keys.json");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    let on_host = keys(&fs::read(&path).unwrap());
+    assert_eq!(lab.host.enclaves(), [""; 0]);
+    let project = operator.directory.path().join(format!(".keyferry/get-keys/{APP_ID}"));
+    assert_eq!(lab.direct(&project), on_host);
+
+    let there = operator.aws.inventory("us-east-1").len();
+    assert_eq!(there, 4, "an instance, its volume, its key pair and its security group");
+    let files = [".keyferry", "app_keys.json", "deployment.json", "host_proxy.log", "keyferry-host.json"];
+    assert_eq!(operator.files(), files);
+    let removed = operator.done(down, &chosen).stdout;
+    assert!(removed.starts_with("TERMINATE the instance i-"), "{removed}");
+    assert!(removed.ends_with("removed; nothing of this host is left\n"), "{removed}");
+    assert_eq!(operator.aws.inventory("us-east-1"), Vec::<String>::new());
+    // What is kept is the reader's: the keys, the log, and the project whose image is registered.
+    assert_eq!(operator.files(), [".keyferry", "app_keys.json", "host_proxy.log"]);
+    let kept: Vec<_> = fs::read_dir(operator.directory.path().join(".keyferry")).unwrap().flatten().collect();
+    assert!(kept.iter().all(|entry| entry.file_name() == "get-keys"), "{kept:?}");
 }
 
 #[test]

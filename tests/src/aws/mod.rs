@@ -18,18 +18,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use base64::Engine as _;
 use tokio::sync::oneshot;
 
 use gaps::Gaps;
 use moto::Moto;
 
-/// What a host prints on its console at its first boot; the key is one of a test.
-const CONSOLE: &str = "[    2.1] cloud-init: done\r\n\
-    <14>Nov 21 10:00:01 ec2: -----BEGIN SSH HOST KEY KEYS-----\r\n\
-    <14>Nov 21 10:00:01 ec2: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE0LPFeB9S10wKXfhVjxDmEqVvCSrBEZrwAUpbB7ixSu root@host\r\n\
-    <14>Nov 21 10:00:01 ec2: -----END SSH HOST KEY KEYS-----\r\n";
+/// The SSH key of a host that is nowhere.
+const HOST_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE0LPFeB9S10wKXfhVjxDmEqVvCSrBEZrwAUpbB7ixSu";
 /// A test waits this long for a call that is held.
 const HELD: Duration = Duration::from_secs(60);
+
+/// What a host prints on its console at its first boot.
+fn console(key: &str) -> String {
+    let line = "<14>Nov 21 10:00:01 ec2:";
+    format!(
+        "[    2.1] cloud-init: done\r\n{line} -----BEGIN SSH HOST KEY KEYS-----\r\n{line} {key} root@host\r\n\
+         {line} -----END SSH HOST KEY KEYS-----\r\n"
+    )
+}
 
 /// A call that was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +130,7 @@ impl Aws {
             gaps: Gaps::default(),
             calls: Vec::new(),
             faults: Vec::new(),
-            console: CONSOLE.to_owned(),
+            console: console(HOST_KEY),
             public_ip: Ipv4Addr::new(203, 0, 113, 10).into(),
         };
         let client = reqwest::Client::builder().no_proxy().timeout(HELD).build();
@@ -179,9 +186,26 @@ impl Aws {
         held.recv_timeout(HELD).expect("the call that is to be held comes");
     }
 
-    /// What consoles show from now on.
-    pub fn set_console(&self, text: &str) {
-        text.clone_into(&mut self.shared.inner().console);
+    /// The SSH key that consoles show from now on.
+    pub fn set_host_key(&self, key: &str) {
+        self.shared.inner().console = console(key);
+    }
+
+    /// The public half of the key pair that the last instance was launched with, as it learns it when it boots.
+    ///
+    /// # Panics
+    /// When none was launched with an imported key.
+    #[must_use]
+    pub fn login_key(&self) -> String {
+        let calls = self.calls();
+        let launch = calls.iter().rev().find(|call| call.action == "RunInstances" && !call.reads());
+        let name = launch.and_then(|call| call.parameter("KeyName")).expect("a launch with a key");
+        let imports =
+            |call: &&Call| call.action == "ImportKeyPair" && call.parameter("KeyName") == Some(name);
+        let import = calls.iter().find(imports).expect("the key was imported");
+        let key = import.parameter("PublicKeyMaterial").expect("an import has a key");
+        let key = base64::engine::general_purpose::STANDARD.decode(key).expect("the key is in base64");
+        String::from_utf8(key).expect("the key is text")
     }
 
     /// The public address of every instance from now on.
