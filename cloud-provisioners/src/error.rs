@@ -191,6 +191,10 @@ impl Error {
             Self::VmmRefused(refusal) => Some(refusal.hint()),
             Self::Pull(error) => error.hint(),
             Self::Refused(refusal) => Some(refusal.hint()),
+            Self::Setting { setting: "vmm_config.ports", .. } => Some(
+                "write the KMS's port of the host and the guest's into app.json: tcp:0.0.0.0:12001:8000"
+                    .into(),
+            ),
             Self::NoInstance { .. } => Some("make it with `keyferry kms deploy`".into()),
             Self::NotOurs { .. } => {
                 Some("choose another gcp_config.instance_name, or work from the other project".into())

@@ -42,6 +42,15 @@ impl KmsMachine {
     /// When something does not start.
     #[must_use]
     pub fn start(app_id: &str, like: Option<&Self>) -> Self {
+        Self::start_at(free_port(), app_id, like)
+    }
+
+    /// As [`Self::start`], at a port that was chosen before.
+    ///
+    /// # Panics
+    /// When something does not start.
+    #[must_use]
+    pub fn start_at(port: u16, app_id: &str, like: Option<&Self>) -> Self {
         let config = nsm_emulator::Config::default();
         let emulator = match like {
             Some(machine) => machine.emulator.another(config),
@@ -50,7 +59,7 @@ impl KmsMachine {
         let emulator = Arc::new(emulator.expect("a module starts"));
         let agent = GuestAgent::start(Arc::clone(&emulator), app_id.parse().expect("an app id"));
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut machine = Self { agent, emulator, kms: None, directory, port: free_port() };
+        let mut machine = Self { agent, emulator, kms: None, directory, port };
         machine.write_settings();
         machine.restart();
         machine
@@ -78,11 +87,16 @@ impl KmsMachine {
         &self.agent.hold
     }
 
-    /// Ends the KMS and starts it again.
-    pub fn restart(&mut self) {
+    /// Ends the KMS.
+    pub fn stop(&mut self) {
         if let Some(kms) = self.kms.take() {
             kms.stop();
         }
+    }
+
+    /// Ends the KMS and starts it again.
+    pub fn restart(&mut self) {
+        self.stop();
         let settings = self.path("kms.toml").display().to_string();
         self.kms = Some(Daemon::start("kms-server", &["serve", "-c", &settings]));
     }
@@ -123,7 +137,11 @@ impl KmsMachine {
 
 /// A port that programs do not get by chance: below those that the kernel gives out, beginning at one of the test's
 /// process, and each tried once.
-fn free_port() -> u16 {
+///
+/// # Panics
+/// When a thousand of them are taken.
+#[must_use]
+pub fn free_port() -> u16 {
     static TRIED: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 1_000).expect("below 1000") * 20;
     let free = std::iter::repeat_with(|| 12_000 + (start + TRIED.fetch_add(1, Ordering::Relaxed)) % 20_000)

@@ -21,7 +21,7 @@ pub mod vmm;
 pub use agent::Agent;
 pub use file_server::serve_file;
 pub use images::{kernel, static_agent};
-pub use kms_machine::{Hold, KmsMachine};
+pub use kms_machine::{Hold, KmsMachine, free_port};
 pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;

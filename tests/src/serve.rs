@@ -52,19 +52,27 @@ pub struct Answer {
     body: Vec<u8>,
     /// So much of the body is sent, and the connection is closed.
     cut: Option<usize>,
+    /// Nothing is sent, and the connection stays open.
+    hangs: bool,
 }
 
 impl Answer {
     /// Bytes.
     #[must_use]
     pub fn bytes(status: u16, body: Vec<u8>) -> Self {
-        Self { status, headers: Vec::new(), body, cut: None }
+        Self { status, headers: Vec::new(), body, cut: None, hangs: false }
     }
 
     /// JSON.
     #[must_use]
     pub fn json(status: u16, value: &Value) -> Self {
         Self::bytes(status, value.to_string().into_bytes()).with("content-type", "application/json")
+    }
+
+    /// One that never comes.
+    #[must_use]
+    pub fn never() -> Self {
+        Self { hangs: true, ..Self::bytes(200, Vec::new()) }
     }
 
     /// With a header.
@@ -171,6 +179,9 @@ async fn serve(answer: Arc<Answering>, request: Request<Incoming>) -> Result<Res
         body,
     };
     let answer = answer(&question).ok_or(BrokenOff)?;
+    if answer.hangs {
+        return std::future::pending().await;
+    }
     let length = answer.body.len();
     let sent = answer.body[..answer.cut.unwrap_or(length).min(length)].to_vec();
     let whole = stream::iter([Ok(Frame::data(Bytes::from(sent)))]);

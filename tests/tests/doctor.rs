@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use cloud_provisioners::project::Project;
 use e2e::serve::{Answer, Question, Server};
 use e2e::vmm::Vmm;
-use e2e::{Finished, finish, program, readme_blocks};
+use e2e::{Finished, KmsMachine, finish, free_port, program, readme_blocks};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -565,28 +566,53 @@ fn shell(host: &Host, script: &str, more: &[(&str, String)]) -> Finished {
     finish(command, Duration::from_secs(300))
 }
 
+/// The KMS of the walkthrough's machine.
+fn kms(host: &Host, port: u16, like: Option<&KmsMachine>) -> KmsMachine {
+    let project = Project::open(&host.root.path().join("home/op/kms-metal")).unwrap();
+    let app_id = project.compose(&project.app().unwrap(), None).unwrap().app_id();
+    KmsMachine::start_at(port, &hex::encode(app_id), like)
+}
+
 #[test]
 fn the_walkthrough_on_bare_metal_runs_as_it_is_printed() {
     let host = Host::new();
     host.configure(text("/var/lib/dstack/images", "/home/op/.dstack-vmm/image"));
-    let compose = std::fs::read_to_string(host.root.path().join("kms/docker-compose.yaml")).unwrap();
-    host.write("home/op/docker-compose.yaml", &compose);
+    std::fs::create_dir_all(host.root.path().join("home/op")).unwrap();
     let blocks = readme_blocks("## KMS on bare metal");
-    let done = shell(&host, blocks[0], &[]);
+    let [values, walk, down, playbook] = blocks.as_slice() else { panic!("{blocks:#?}") };
+    let chosen: Vec<&str> =
+        values.lines().filter_map(|line| line.strip_prefix("export ")?.split('=').next()).collect();
+    assert_eq!(chosen, ["DOMAIN", "KMS_PORT", "KMS_IMAGE", "KMS_CONTRACT_ADDR", "OS_IMAGE_HASH"]);
+    let port = free_port();
+    let mut chosen = vec![
+        ("DOMAIN", "localhost".to_owned()),
+        ("KMS_PORT", port.to_string()),
+        ("KMS_IMAGE", format!("{}/kms@{DIGEST_OF_NOTHING}", host.services.address())),
+        ("KMS_CONTRACT_ADDR", CONTRACT.to_owned()),
+        ("KMS_PLATFORM", "dstack-nitro-enclave".to_owned()),
+    ];
+    let (prepare, up) = walk.split_at(walk.find("keyferry kms up ").unwrap());
+    let done = shell(&host, prepare, &chosen);
     assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
-    for shown in [
-        "SHA-256 of the archive: ",
-        "ok    guest-image",
-        "ok    registry",
-        "status: running",
-        "removed dstack-kms-metal",
-    ] {
+    for shown in ["SHA-256 of the archive: ", "ok    guest-image", "ok    registry", "ok    port "] {
         assert!(done.stdout.contains(shown), "{shown}: {}", done.stdout);
     }
+    let machine = kms(&host, port, None);
+    chosen.push(("OS_IMAGE_HASH", machine.image_hash()));
+    chosen.push(("KMS_TRUST", machine.trust().display().to_string()));
+    let done = shell(&host, up, &chosen);
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    for shown in
+        ["written to kms-metal/kms.json", "status: running", &format!("port: tcp:0.0.0.0:{port}:{port}")]
+    {
+        assert!(done.stdout.contains(shown), "{shown}: {}", done.stdout);
+    }
+    let done = shell(&host, down, &chosen);
+    assert_eq!((done.code, done.stdout.as_str()), (Some(0), "removed dstack-kms-metal\n"), "{}", done.stderr);
     assert_eq!(host.vmm.machines(), Vec::<String>::new());
 
     let Some(tools) = ansible() else {
-        eprintln!("skipped: the playbook, because scripts/ansible-tools.sh has not installed Ansible");
+        println!("skipped: the playbook, because scripts/ansible-tools.sh has not installed Ansible");
         return;
     };
     host.write(
@@ -598,17 +624,27 @@ fn the_walkthrough_on_bare_metal_runs_as_it_is_printed() {
     let directory = host.root.path().join("opt/keyferry");
     std::fs::create_dir_all(directory.parent().unwrap()).unwrap();
     // As printed, but for where the program goes: a test does not write to this machine's /opt.
-    let command = format!("{} -e kms_directory={}", blocks[1].trim_end(), directory.display());
+    let command = format!("{} -e kms_directory={}", playbook.trim_end(), directory.display());
+    // The machine that was removed is gone with its keys.
+    drop(machine);
+    let machine = kms(&host, port, None);
     let tools = tools.to_str().unwrap();
-    let environment = [("PYTHONPATH", tools.to_owned()), ("ANSIBLE_NOCOLOR", "1".to_owned())];
+    chosen.retain(|(name, _)| !["KMS_PORT", "KMS_TRUST", "OS_IMAGE_HASH"].contains(name));
+    chosen.extend([
+        ("PYTHONPATH", tools.to_owned()),
+        ("ANSIBLE_NOCOLOR", "1".to_owned()),
+        ("KMS_PORT", port.to_string()),
+        ("OS_IMAGE_HASH", machine.image_hash()),
+        ("KMS_TRUST", machine.trust().display().to_string()),
+    ]);
     let command = format!("PATH={tools}/bin:$PATH\n{command}");
-    let first = shell(&host, &command, &environment);
+    let first = shell(&host, &command, &chosen);
     assert_eq!(first.code, Some(0), "{}{}", first.stdout, first.stderr);
     assert_eq!(host.vmm.machines(), ["dstack-kms-metal running"]);
-    let second = shell(&host, &command, &environment);
+    let second = shell(&host, &command, &chosen);
     assert!(second.stdout.contains("changed=0"), "{}", second.stdout);
     host.remove("dev/sgx_enclave");
-    let stopped = shell(&host, &command, &environment);
+    let stopped = shell(&host, &command, &chosen);
     assert_ne!(stopped.code, Some(0), "{}", stopped.stdout);
     assert!(stopped.stdout.contains("/dev/sgx_enclave missing"), "{}", stopped.stdout);
 }

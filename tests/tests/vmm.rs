@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use cloud_provisioners::bring_up::{Machine as _, Visitors};
 use cloud_provisioners::project::{Project, Settings};
-use cloud_provisioners::vmm::{Client, Deployment, Outcome};
+use cloud_provisioners::vmm::{Client, Deployment, Outcome, VmmMachine};
 use cloud_provisioners::{Error, vmm};
 use e2e::serve::{Answer, Server};
 use e2e::vmm::{Fault, Vmm};
@@ -122,6 +123,83 @@ async fn a_second_run_mends_a_fault_at_any_call() {
             assert_eq!(vmm.machines(), ["dstack-kms running"], "call {at}, {fault:?}");
         }
     }
+}
+
+/// What a bring-up does to the machine, from nothing to clients let in.
+async fn open_to_clients(site: &Site, client: &Client) -> Result<(), Error> {
+    let mut deployment = Deployment::open(Project::open(&site.project())?)?;
+    let mut prepared = deployment.prepare(&Settings::default())?;
+    let mut machine = VmmMachine::new(&mut deployment, client, &mut prepared, 12001, || NOW.to_owned())?;
+    machine.deploy().await?;
+    machine.admit(&Visitors::Operators(Vec::new())).await?;
+    let said = machine.console(0).await?;
+    assert_eq!((said.text.as_str(), said.next), ("Linux version 6.9\n", 18));
+    let loopback = "127.0.0.1:12001".parse().unwrap();
+    assert_eq!(machine.address().await?, Some(loopback));
+    machine.admit(&Visitors::Clients(vec!["0.0.0.0/0".parse().unwrap()])).await?;
+    assert_eq!(machine.address().await?, Some(loopback));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_is_opened_to_clients_whatever_was_cut_at_any_call() {
+    const OPEN: [&str; 1] = ["tcp:0.0.0.0:12001:8000"];
+    let new = || {
+        let vmm = Vmm::start(None);
+        vmm.print_at_boot("Linux version 6.9\n");
+        let (site, client) = (Site::new(|_| ()), client(&vmm));
+        (vmm, site, client)
+    };
+    let calls = {
+        let (vmm, site, client) = new();
+        open_to_clients(&site, &client).await.unwrap();
+        assert_eq!(vmm.open_ports("dstack-kms"), OPEN);
+        vmm.calls()
+    };
+    let methods: Vec<&str> = calls.iter().map(|it| it.method.as_str()).collect();
+    let made = calls.iter().find(|it| it.method == "CreateVm").unwrap();
+    assert_eq!(made.body["ports"][0]["host_address"], "127.0.0.1", "nobody else reaches a KMS without keys");
+    for changes in ["CreateVm", "ShutdownVm", "StopVm", "UpdateVm", "StartVm"] {
+        assert!(methods.contains(&changes), "{changes}: {methods:?}");
+    }
+    for fault in [Fault::Refused("something is wrong"), Fault::Unanswered, Fault::AnswerLost] {
+        for (at, method) in methods.iter().enumerate() {
+            let (vmm, site, client) = new();
+            vmm.fail(at, fault.clone());
+            let first = open_to_clients(&site, &client).await;
+            // A guest that cannot be asked is stopped.
+            let overlooked =
+                first.is_ok() && !(*method == "ShutdownVm" && matches!(fault, Fault::Refused(_)));
+            assert!(!overlooked, "call {at}, {method}, {fault:?}: overlooked");
+            let second = open_to_clients(&site, &client).await;
+            assert!(second.is_ok(), "call {at}, {method}, {fault:?}: first {first:?}, then {second:?}");
+            assert_eq!(vmm.machines(), ["dstack-kms running"], "call {at}, {method}, {fault:?}");
+            assert_eq!(vmm.open_ports("dstack-kms"), OPEN, "call {at}, {method}, {fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_console_is_read_on_from_where_it_was_read_to() {
+    let vmm = Vmm::start(None);
+    let (site, client) = (Site::new(|_| ()), client(&vmm));
+    let mut deployment = site.open();
+    let mut prepared = deployment.prepare(&Settings::default()).unwrap();
+    let mut machine =
+        VmmMachine::new(&mut deployment, &client, &mut prepared, 12001, || NOW.to_owned()).unwrap();
+    machine.deploy().await.unwrap();
+    let (mut position, mut all) = (0, String::new());
+    for number in 0..400 {
+        let said = format!("line {number}\n");
+        vmm.print_on_console("dstack-kms", &said);
+        if number % 7 == 0 {
+            let read = machine.console(position).await.unwrap();
+            (position, all) = (read.next, all + &read.text);
+        }
+    }
+    all.push_str(&machine.console(position).await.unwrap().text);
+    let expected: String = (0..400).map(|number| format!("line {number}\n")).collect();
+    assert_eq!(all, expected);
 }
 
 #[tokio::test]

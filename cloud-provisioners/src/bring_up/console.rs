@@ -3,6 +3,8 @@
 //!
 //! Source of the lines: the guest images 0.6.0 (`dstack-prepare.service`, `app-compose.service`) and their successors.
 
+use crate::doctor;
+
 /// How far the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Milestone {
@@ -142,6 +144,8 @@ impl Milestones {
         }
         if let Some((_, remedy, is_final)) = FAILURES.iter().find(|(mark, ..)| line.contains(mark)) {
             self.trouble = Some(Trouble { said: shortened(line), remedy, is_final: *is_final });
+        } else if let Some(symptom) = doctor::known(line) {
+            self.trouble = Some(Trouble { said: shortened(line), remedy: symptom.remedy, is_final: false });
         }
         if !line.trim().is_empty() {
             self.last = shortened(line);

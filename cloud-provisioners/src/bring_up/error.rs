@@ -131,6 +131,11 @@ fn refusal_hint(refusal: Refusal) -> Option<&'static str> {
             "register the measurements of this machine with the KMS's authoriser; any change of the compose file or \
              the pre-launch script changes mr_aggregated"
         }
+        Refusal::Token => {
+            "the KMS printed a token when it started (core.onboard.token): give it with --onboard-token-file or \
+             KMS_ONBOARD_TOKEN and run the same command again; each start has a new one"
+        }
+        Refusal::Elsewhere => "run this from an address that the KMS's core.onboard.allow_from names",
         Refusal::AuthoriserAway => {
             "the KMS's authoriser does not answer: look at its container and its endpoint"
         }
@@ -173,6 +178,11 @@ mod tests {
             ("CALL_EXCEPTION", "eth_getProof"),
             ("KMS has already been bootstrapped", "goes on to the end"),
             ("received corrupt message of type InvalidContentType", "stale DNS"),
+            ("the setup token is missing or wrong", "--onboard-token-file"),
+            (
+                "this address may not set up the KMS (core.onboard.allow_from)",
+                "core.onboard.allow_from names",
+            ),
         ] {
             let found = refused(text).hint().expect(text);
             assert!(found.contains(hint), "{text}: {found}");

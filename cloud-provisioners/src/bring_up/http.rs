@@ -1,9 +1,9 @@
 //! A KMS over the network: HTTP while it is set up, TLS under its root afterwards.
 
 use std::error::Error as StdError;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use std::{fmt, io};
 
 use kms_protocol::wire::webhook::bounded_reason;
 use kms_protocol::wire::{
@@ -11,9 +11,11 @@ use kms_protocol::wire::{
     OnboardRequest, OnboardResponse, WireMessage,
 };
 use ratls::client::{ClientConfigBuilder, PinnedRoot, ServerTrust};
-use reqwest::{Response, header};
+use reqwest::header::HeaderValue;
+use reqwest::{Method, RequestBuilder, Response, header};
 use serde::Deserialize;
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use super::node::{Authoriser, Front, Node, NodeError, Place, Served};
 
@@ -24,11 +26,39 @@ const WORK: Duration = Duration::from_secs(120);
 /// Longest answer: a bootstrap record with a TDX quote and its log has some 100 kB in hex.
 const LONGEST_ANSWER: usize = 4 << 20;
 
+/// Where the token goes that a KMS may ask for while it is set up.
+const TOKEN: &str = "x-onboard-token";
+
 /// Asks over the network, straight and not through a proxy of the environment: the answers decide whom to trust.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HttpNode;
+#[derive(Clone, Default)]
+pub struct HttpNode {
+    token: Option<Zeroizing<String>>,
+}
+
+/// Without the token.
+impl fmt::Debug for HttpNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpNode").finish_non_exhaustive()
+    }
+}
 
 impl HttpNode {
+    /// With the token that the KMS asks those who set it up for (`core.onboard.token`), if it does.
+    #[must_use]
+    pub fn new(token: Option<Zeroizing<String>>) -> Self {
+        Self { token }
+    }
+
+    /// A question to a KMS that is being set up.
+    fn setting_up(&self, verb: Method, url: String, allowed: Duration) -> Result<RequestBuilder, NodeError> {
+        let request = plain(allowed)?.request(verb, url);
+        let Some(token) = &self.token else { return Ok(request) };
+        let mut value = HeaderValue::from_str(token)
+            .map_err(|_| NodeError::Answer("the token has characters that no token has".to_owned()))?;
+        value.set_sensitive(true);
+        Ok(request.header(TOKEN, value))
+    }
+
     async fn call<M: WireMessage>(
         &self,
         place: &Place,
@@ -37,7 +67,8 @@ impl HttpNode {
         allowed: Duration,
     ) -> Result<M, NodeError> {
         let url = format!("http://{}/prpc/Onboard.{method}?json", place.address);
-        let request = plain(allowed)?.post(url).header(header::CONTENT_TYPE, "application/json").body(body);
+        let request = self.setting_up(Method::POST, url, allowed)?;
+        let request = request.header(header::CONTENT_TYPE, "application/json").body(body);
         let (status, body) = send(request, allowed).await?;
         decode(status, &body)
     }
@@ -84,8 +115,8 @@ impl Node for HttpNode {
             trouble: String,
         }
         let asked = async {
-            let request = plain(PROBE)?.get(format!("http://{}/status", place.address));
-            send(request, PROBE).await
+            let url = format!("http://{}/status", place.address);
+            send(self.setting_up(Method::GET, url, PROBE)?, PROBE).await
         };
         match asked.await {
             Ok((200, body)) => match serde_json::from_slice::<Status>(&body) {
@@ -117,8 +148,8 @@ impl Node for HttpNode {
 
     async fn finish(&self, place: &Place) -> Result<(), NodeError> {
         // The one form that every generation knows.
-        let request = plain(PROBE)?.get(format!("http://{}/finish", place.address));
-        match send(request, PROBE).await? {
+        let url = format!("http://{}/finish", place.address);
+        match send(self.setting_up(Method::GET, url, PROBE)?, PROBE).await? {
             (200..=299, _) => Ok(()),
             (status, body) => Err(refused(status, &body)),
         }

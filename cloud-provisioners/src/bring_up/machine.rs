@@ -25,6 +25,15 @@ pub enum Visitors {
     Clients(Vec<IpNet>),
 }
 
+/// What became of the guest when the port was opened or closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// It runs on.
+    RunsOn,
+    /// It had to be started anew.
+    StartsAnew,
+}
+
 /// A machine that a KMS is brought up on. Everything may be called again: what holds already is left as it is.
 ///
 /// Futures are dropped when a run is cut; whatever a machine makes must be in a record of its own before the call that
@@ -41,7 +50,7 @@ pub trait Machine: Send {
     fn console(&mut self, from: u64) -> impl Future<Output = Result<ConsoleText, crate::Error>> + Send;
 
     /// Opens the KMS's port to these and closes it to everybody else.
-    fn admit(&mut self, visitors: &Visitors) -> impl Future<Output = Result<(), crate::Error>> + Send;
+    fn admit(&mut self, visitors: &Visitors) -> impl Future<Output = Result<Guest, crate::Error>> + Send;
 
     /// The command by which an operator reads the console, for hints.
     fn console_command(&self) -> String;

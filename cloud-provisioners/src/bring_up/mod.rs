@@ -39,7 +39,7 @@ pub use console::{Milestone, Milestones, Trouble};
 pub use error::Error;
 pub use gate::{Exception, Gate, Patience};
 pub use http::HttpNode;
-pub use machine::{ConsoleText, Machine, Visitors};
+pub use machine::{ConsoleText, Guest, Machine, Visitors};
 pub use node::{Authoriser, Front, Node, NodeError, Place, Refusal, Served};
 pub use record::{Keys, Measured, Record, Role};
 pub use run::{Expected, Observer, Outcome, Wanted, bring_up};

@@ -53,6 +53,10 @@ pub enum Refusal {
     HasKeys,
     /// A measurement of this machine is not registered.
     NotAllowed,
+    /// It asks those who set it up for a token, and was given none or a wrong one.
+    Token,
+    /// It takes those who set it up from other addresses only.
+    Elsewhere,
     /// Its authoriser gives no answer yet.
     AuthoriserAway,
     /// The light client behind its authoriser lags, or its endpoint cannot prove what it says.
@@ -73,6 +77,10 @@ impl Refusal {
         let has = |what: &str| lower.contains(what);
         if has("already been bootstrapped") || has("already been onboarded") {
             Self::HasKeys
+        } else if has("setup token") {
+            Self::Token
+        } else if has("core.onboard.allow_from") {
+            Self::Elsewhere
         } else if has("invalidcontenttype") {
             Self::SourceNotServing
         } else if has("missing revert data") || has("call_exception") {
@@ -124,6 +132,15 @@ impl NodeError {
             Self::Refused { text, .. } => Some(Refusal::of(text)),
             _ => None,
         }
+    }
+}
+
+impl NodeError {
+    /// Whether asking again cannot help: it has no such question, or will not hear us.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+            || matches!(self.refusal(), Some(Refusal::Token | Refusal::Elsewhere))
     }
 }
 
@@ -187,6 +204,9 @@ mod tests {
                 Refusal::SourceNotServing,
             ),
             ("Failed to onboard: source KMS cannot be reached: connection refused", Refusal::SourceAway),
+            ("the setup token is missing or wrong; the server printed it on its console", Refusal::Token),
+            ("too many wrong setup tokens; restart the server for a new one", Refusal::Token),
+            ("this address may not set up the KMS (core.onboard.allow_from)", Refusal::Elsewhere),
             ("domain contains an invalid DNS label", Refusal::Other),
         ] {
             assert_eq!(Refusal::of(text), refusal, "{text}");

@@ -50,6 +50,8 @@ pub(super) struct World {
     pub(super) visitors: Visitors,
     /// Looks until the KMS answers.
     pub(super) boot: u32,
+    /// Whether the guest starts anew when the port is opened to others.
+    pub(super) restarts: bool,
     pub(super) keys: Keys,
     pub(super) bootstraps: u32,
     pub(super) serving: bool,
@@ -100,6 +102,7 @@ impl Outside {
             machines: 0,
             visitors: Visitors::Clients(Vec::new()),
             boot: 2,
+            restarts: false,
             keys: Keys::None,
             bootstraps: 0,
             serving: false,
@@ -204,12 +207,17 @@ impl Machine for Computer {
         Ok(ConsoleText { text: text[usize::try_from(from).unwrap()..].to_owned(), next, lost: 0 })
     }
 
-    async fn admit(&mut self, visitors: &Visitors) -> Result<(), crate::Error> {
+    async fn admit(&mut self, visitors: &Visitors) -> Result<Guest, crate::Error> {
         let wanted = visitors.clone();
         let set = |world: &mut World| {
             let clients = matches!(&wanted, Visitors::Clients(networks) if !networks.is_empty());
             assert!(!clients || world.serving, "clients reach a KMS that is being set up");
-            world.visitors = wanted;
+            if !world.restarts || world.visitors == wanted {
+                world.visitors = wanted;
+                return Guest::RunsOn;
+            }
+            (world.visitors, world.boot) = (wanted, 2);
+            Guest::StartsAnew
         };
         self.0.call("admit", set).await.ok_or_else(|| gone("admit"))
     }

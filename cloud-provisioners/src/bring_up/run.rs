@@ -14,7 +14,7 @@ use super::console::{Milestone, Milestones};
 use super::error::Error;
 use super::gate::{Gate, Patience};
 use super::http::origin;
-use super::machine::{Machine, Visitors};
+use super::machine::{Guest, Machine, Visitors};
 use super::node::{Authoriser, Front, Node, NodeError, Place, Refusal, Served};
 use super::record::{Keys, Measured, Record, Role, State};
 use super::{Registrar, Verifier};
@@ -146,8 +146,14 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
         if self.boot(&place).await? == Front::Onboarding {
             self.onboard(&place).await?;
         }
-        let served = self.serving(&place).await?;
-        self.machine.admit(&Visitors::Clients(self.wanted.clients.clone())).await?;
+        let mut served = self.serving(&place).await?;
+        let clients = Visitors::Clients(self.wanted.clients.clone());
+        if self.machine.admit(&clients).await? == Guest::StartsAnew {
+            // What served before the machine was started anew is not known to serve now.
+            let place = self.place().await?;
+            self.boot(&place).await?;
+            served = self.serving(&place).await?;
+        }
         let file = self.write(&place, &served)?;
         self.record.note(|state| state.served = true)?;
         Ok(Outcome { file, as_before: false })
@@ -280,7 +286,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
         let info = loop {
             match self.node.attestation_info(place).await {
                 Ok(info) => break info,
-                Err(source @ NodeError::Refused { status: 404, .. }) => {
+                Err(source) if source.is_final() => {
                     return Err(Error::Node { call: "GetAttestationInfo", source });
                 }
                 Err(error) => self.not_yet(&mut wait, &format!("it {error}")).await?,

@@ -119,16 +119,21 @@ async fn a_kms_is_brought_up_once() {
 /// Whatever happens at whatever call, the next run ends in the same place.
 #[tokio::test(start_paused = true)]
 async fn a_run_that_was_cut_at_any_call_is_gone_on_with() {
-    for replica in [false, true] {
-        let calls = {
+    for (replica, restarts) in [(false, false), (true, false), (false, true)] {
+        let new = || {
             let operator = Operator::new(replica);
+            operator.outside.world().restarts = restarts;
+            operator
+        };
+        let calls = {
+            let operator = new();
             operator.run().await.unwrap();
             operator.outside.world().calls.len()
         };
         assert!(calls >= 14, "{calls}");
         for cut in [Cut::Before, Cut::After, Cut::Lost, Cut::AnswerLost] {
             for at in 0..calls {
-                let operator = Operator::new(replica);
+                let operator = new();
                 operator.outside.world().cut = Some((at, cut));
                 let (first, _) = operator.run_with(|_| {}).await;
                 let killed = matches!(cut, Cut::Before | Cut::After);
@@ -302,6 +307,18 @@ async fn a_replica_must_have_the_source_s_keys() {
         Some("Failed to onboard: received corrupt message of type InvalidContentType");
     let error = operator.run().await.unwrap_err();
     assert!(error.hint().unwrap().contains("stale DNS"), "{error}");
+}
+
+/// What served before its machine was started anew is looked at again.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_starts_anew_for_its_clients_is_waited_for() {
+    let operator = Operator::new(false);
+    operator.outside.world().restarts = true;
+    operator.run().await.unwrap();
+    operator.check_served();
+    let world = operator.outside.world();
+    assert_eq!(world.calls[world.calls.len() - 2..], ["front", "meta"], "{:?}", world.calls);
+    assert_eq!(world.boot, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,6 +27,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::timeout;
 
+pub(crate) use symptoms::known;
 pub use symptoms::{Symptom, recognise};
 
 use crate::registry::ImageName;

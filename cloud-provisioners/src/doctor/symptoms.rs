@@ -125,15 +125,20 @@ const SYMPTOMS: [Symptom; 22] = [
     },
 ];
 
+/// The known failure that a line shows.
+pub(crate) fn known(line: &str) -> Option<Symptom> {
+    SYMPTOMS.iter().find(|symptom| line.contains(symptom.text)).copied()
+}
+
 /// The known failures that a log shows, in the order in which they first appear, each with its line.
 #[must_use]
 pub fn recognise(log: &str) -> Vec<(Symptom, &str)> {
     let mut found: Vec<(Symptom, &str)> = Vec::new();
     for line in log.lines() {
-        if let Some(symptom) = SYMPTOMS.iter().find(|symptom| line.contains(symptom.text))
+        if let Some(symptom) = known(line)
             && !found.iter().any(|(known, _)| known.text == symptom.text)
         {
-            found.push((*symptom, line.trim()));
+            found.push((symptom, line.trim()));
         }
     }
     found

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::firewall::{self, Action, Port};
 use super::{Deployment, Observer, Prepared, Replace};
 use crate::Error;
-use crate::bring_up::{ConsoleText, Machine, Visitors};
+use crate::bring_up::{ConsoleText, Guest, Machine, Visitors};
 use crate::gcp::Client;
 use crate::patience::Deadline;
 
@@ -64,19 +64,21 @@ impl Machine for GcpMachine<'_> {
         Ok(ConsoleText { text: output.contents, next: output.next.max(from), lost })
     }
 
-    async fn admit(&mut self, visitors: &Visitors) -> Result<(), Error> {
+    async fn admit(&mut self, visitors: &Visitors) -> Result<Guest, Error> {
         let config = self.deployment.config();
         let networks = match visitors {
             Visitors::Operators(networks) | Visitors::Clients(networks) => networks,
         };
         if networks.is_empty() {
-            return Ok(firewall::close(self.client, config, self.port).await?);
+            firewall::close(self.client, config, self.port).await?;
+            return Ok(Guest::RunsOn);
         }
         if matches!(visitors, Visitors::Operators(_)) {
             firewall::refuse_other_ways_in(self.client, config, self.port).await?;
         }
         let sources: Vec<String> = networks.iter().map(IpNet::to_string).collect();
-        firewall::set(self.client, config, Action::Allow, self.port, &sources).await.map(drop)
+        firewall::set(self.client, config, Action::Allow, self.port, &sources).await?;
+        Ok(Guest::RunsOn)
     }
 
     fn console_command(&self) -> String {

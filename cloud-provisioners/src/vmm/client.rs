@@ -10,8 +10,8 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::types::{
-    Configuration, GuestImage, Id, ImageList, InfoResponse, Machine, Made, Meta, Resources, StatusRequest,
-    StatusResponse, Version,
+    Configuration, GuestImage, Id, ImageList, InfoResponse, Machine, Made, Meta, PortMapping, Resources,
+    StatusRequest, StatusResponse, Update, Version,
 };
 use crate::{Deadline, http};
 
@@ -158,6 +158,8 @@ pub struct Client {
     base: Url,
     /// As the caller wrote it.
     address: String,
+    /// Whether it is on this machine, as far as its address tells.
+    local: bool,
     token: Option<Zeroizing<String>>,
 }
 
@@ -193,13 +195,19 @@ impl Client {
             return Err(Error::TokenInClear { address: address.to_owned() });
         }
         let http = builder.build().map_err(|error| wrong(error.to_string()))?;
-        Ok(Self { http, base, address: address.to_owned(), token })
+        Ok(Self { http, base, address: address.to_owned(), local, token })
     }
 
     /// Its address, as it was given.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Whether it is on this machine, or at the end of a tunnel that begins here.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.local
     }
 
     /// Its version.
@@ -283,6 +291,25 @@ impl Client {
     /// As [`Client::version`].
     pub async fn stop(&self, id: &str) -> Result<(), Error> {
         self.act("StopVm", id).await
+    }
+
+    /// Asks a machine's guest to shut down; does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::version`].
+    pub(super) async fn shut_down(&self, id: &str) -> Result<(), Error> {
+        self.act("ShutdownVm", id).await
+    }
+
+    /// Publishes these ports of a machine when it starts the next time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::version`].
+    pub(super) async fn publish(&self, id: &str, ports: &[PortMapping]) -> Result<(), Error> {
+        let update = Update { id, update_ports: true, ports };
+        self.ask::<serde::de::IgnoredAny>("UpdateVm", &update).await.map(|_| ())
     }
 
     /// Removes a machine with its disk.

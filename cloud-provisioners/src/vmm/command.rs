@@ -169,7 +169,10 @@ pub async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-fn opened(project: &ProjectArguments, vmm: &VmmArguments) -> Result<(Deployment, Client), Failure> {
+pub(crate) fn opened(
+    project: &ProjectArguments,
+    vmm: &VmmArguments,
+) -> Result<(Deployment, Client), Failure> {
     let project = Project::open(&project.directory).map_err(failure)?;
     let client = vmm.client().map_err(|error| failure(error.into()))?;
     Ok((Deployment::open(project).map_err(failure)?, client))

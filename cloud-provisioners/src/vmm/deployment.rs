@@ -9,16 +9,18 @@
 //! ledger has its id, or when the ledger says that one was about to be made and the VMM has one of that name with exactly
 //! our compose.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Client, Configuration, Machine, PortMapping, UserConfig};
-use crate::Error;
 use crate::ledger::Ledger;
+use crate::patience::Pauses;
 use crate::project::{App, AppCompose, KeyProvider, Project, Settings, State, random_id};
 use crate::registry::{self, ImageName};
+use crate::{Deadline, Error};
 
 /// The section of `app.json` that is about the machine on a VMM.
 pub const SECTION: &str = "vmm_config";
@@ -26,6 +28,11 @@ const OWN_DIRECTORY: &str = ".keyferry";
 const MACHINE: &str = "vm";
 /// The guest's limit for `.user-config`. Source: `dstack-util/src/host_shared.rs`.
 const LARGEST_USER_CONFIG: usize = 1 << 20;
+
+/// How long a guest may take to end its containers and shut down before it is stopped.
+const SHUTDOWN: Duration = Duration::from_secs(90);
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+const LAST_LOOK: Duration = Duration::from_secs(2);
 
 /// The section `vmm_config` of `app.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -421,6 +428,50 @@ impl Deployment {
         };
         self.save(client, &machine, now)?;
         Ok((machine, outcome))
+    }
+
+    /// Publishes these ports of the machine instead of those it has. A guest's ports are settled when it starts: one that
+    /// runs is shut down, so that what it has written is on its disk, and started again.
+    ///
+    /// Cut anywhere it leaves a machine that a later run starts, with the old ports or with these.
+    ///
+    /// # Errors
+    ///
+    /// When the VMM refuses.
+    pub(super) async fn publish(
+        &self,
+        client: &Client,
+        machine: &Machine,
+        ports: &[PortMapping],
+    ) -> Result<(), Error> {
+        if machine.is_running() {
+            self.shut_down(client, &machine.id).await?;
+        }
+        client.publish(&machine.id, ports).await?;
+        Ok(client.start(&machine.id).await?)
+    }
+
+    async fn shut_down(&self, client: &Client, id: &str) -> Result<(), Error> {
+        match client.shut_down(id).await {
+            Ok(()) => {
+                let (deadline, mut pauses) = (Deadline::within(SHUTDOWN), Pauses::new(FIRST_LOOK, LAST_LOOK));
+                while client.machine(id).await?.is_some_and(|it| it.is_running()) && !deadline.passed() {
+                    pauses.pause(deadline).await;
+                }
+            }
+            Err(error) if error.is_refusal() => {
+                tracing::warn!(%error, "the guest cannot be asked to shut down, so it is stopped");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        // Also of a guest that is down: the VMM would start it again by itself.
+        Ok(client.stop(id).await?)
+    }
+
+    /// Where [`crate::bring_up`] notes how far it is.
+    #[must_use]
+    pub fn bring_up_record(&self) -> PathBuf {
+        self.project.directory().join(OWN_DIRECTORY).join("vmm-bring-up.json")
     }
 
     async fn find(&self, client: &Client, id: &str, name: &str) -> Result<Machine, Error> {

@@ -3,8 +3,10 @@
 mod client;
 pub mod command;
 mod deployment;
+mod machine;
 mod types;
 
 pub use client::{Client, Error};
 pub use deployment::{Config, Deployment, Outcome, Prepared, Refusal, SECTION};
+pub use machine::VmmMachine;
 pub use types::{Configuration, GuestImage, Machine, PortMapping, UserConfig};

@@ -159,6 +159,14 @@ pub(super) struct Id<'a> {
     pub(super) id: &'a str,
 }
 
+/// `UpdateVmRequest`, as far as ports are concerned; what is left out stays as it is.
+#[derive(Debug, Serialize)]
+pub(super) struct Update<'a> {
+    pub(super) id: &'a str,
+    pub(super) update_ports: bool,
+    pub(super) ports: &'a [PortMapping],
+}
+
 #[derive(Debug, Default, Serialize)]
 pub(super) struct StatusRequest<'a> {
     pub(super) keyword: &'a str,

@@ -4,7 +4,8 @@
 
 mod state;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -20,6 +21,10 @@ pub enum Fault {
     Unanswered,
     /// It happens, and the connection is closed without an answer.
     AnswerLost,
+    /// Nothing happens, and no answer ever comes.
+    Hangs,
+    /// It happens, and no answer ever comes.
+    HangsAfter,
 }
 
 /// A call the stand-in received.
@@ -34,7 +39,19 @@ pub struct Call {
 /// The stand-in, on a port of its own. It ends when dropped.
 pub struct Vmm {
     server: Server,
-    inner: Arc<Mutex<Inner>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Told when a call begins to hang.
+    hung: Condvar,
+}
+
+impl Shared {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no holder of this lock panics")
+    }
 }
 
 struct Inner {
@@ -43,10 +60,14 @@ struct Inner {
     calls: Vec<Call>,
     /// Faults by the number of the call they hit, counted from 0.
     faults: Vec<(usize, Fault)>,
+    /// Faults by the method whose next call they hit.
+    faults_of: Vec<(&'static str, Fault)>,
+    /// Calls that hang.
+    hanging: usize,
 }
 
 impl Vmm {
-    /// Starts one with the guest image `dstack-0.6.0` and a development one, and ports of 1 to 20000. With a token, it asks
+    /// Starts one with the guest image `dstack-0.6.0` and a development one, and ports of 1 to 32767. With a token, it asks
     /// for it.
     ///
     /// # Panics
@@ -54,10 +75,17 @@ impl Vmm {
     #[must_use]
     pub fn start(token: Option<&str>) -> Self {
         let token = token.map(str::to_owned);
-        let inner = Inner { state: State::default(), token, calls: Vec::new(), faults: Vec::new() };
-        let inner = Arc::new(Mutex::new(inner));
-        let shared = Arc::clone(&inner);
-        Self { server: Server::start(move |question| answer(&shared, question)), inner }
+        let inner = Inner {
+            state: State::default(),
+            token,
+            calls: Vec::new(),
+            faults: Vec::new(),
+            faults_of: Vec::new(),
+            hanging: 0,
+        };
+        let shared = Arc::new(Shared { inner: Mutex::new(inner), hung: Condvar::new() });
+        let answering = Arc::clone(&shared);
+        Self { server: Server::start(move |question| answer(&answering, question)), shared }
     }
 
     /// Its address.
@@ -78,6 +106,12 @@ impl Vmm {
         self.inner().state.configuration(name)
     }
 
+    /// The ports that the guest of a machine has, `tcp:ADDRESS:HOST:GUEST`: those it was started with.
+    #[must_use]
+    pub fn open_ports(&self, name: &str) -> Vec<String> {
+        self.inner().state.open_ports(name)
+    }
+
     /// Every call so far, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
@@ -94,6 +128,32 @@ impl Vmm {
         self.inner().faults.push((at, fault));
     }
 
+    /// Lets the next call of a method fail.
+    pub fn fail_method(&self, method: &'static str, fault: Fault) {
+        self.inner().faults_of.push((method, fault));
+    }
+
+    /// Whether a call hangs within `deadline`.
+    ///
+    /// # Panics
+    /// When another thread has panicked.
+    #[must_use]
+    pub fn wait_for_hang(&self, deadline: Duration) -> bool {
+        let inner = self.inner();
+        let waited = self.shared.hung.wait_timeout_while(inner, deadline, |inner| inner.hanging == 0);
+        !waited.expect("no holder of this lock panics").1.timed_out()
+    }
+
+    /// Forgets the calls that hang; their callers are gone.
+    pub fn forget_hangs(&self) {
+        self.inner().hanging = 0;
+    }
+
+    /// What guests print on their consoles as they start.
+    pub fn print_at_boot(&self, text: &str) {
+        text.clone_into(&mut self.inner().state.boot_text);
+    }
+
     /// Appends to the console of a machine.
     pub fn print_on_console(&self, name: &str, text: &str) {
         self.inner().state.print(name, text);
@@ -108,12 +168,12 @@ impl Vmm {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no holder of this lock panics")
+        self.shared.inner()
     }
 }
 
-fn answer(shared: &Mutex<Inner>, question: &Question) -> Option<Answer> {
-    let mut inner = shared.lock().expect("no holder of this lock panics");
+fn answer(shared: &Shared, question: &Question) -> Option<Answer> {
+    let mut inner = shared.inner();
     let refuse = |status, words: &str| Some(Answer::json(status, &json!({ "error": words })));
     let method = match question.line.split_once(' ') {
         Some(("POST", path)) => path.strip_prefix("/prpc/"),
@@ -125,7 +185,13 @@ fn answer(shared: &Mutex<Inner>, question: &Question) -> Option<Answer> {
     let number = inner.calls.len();
     inner.calls.push(Call { method: method.to_owned(), body: body.clone() });
     let hit = inner.faults.iter().position(|(at, _)| *at == number);
-    let fault = hit.map(|index| inner.faults.remove(index).1);
+    let fault = match hit.map(|index| inner.faults.remove(index).1) {
+        Some(fault) => Some(fault),
+        None => {
+            let hit = inner.faults_of.iter().position(|(name, _)| *name == method);
+            hit.map(|index| inner.faults_of.remove(index).1)
+        }
+    };
     if inner.token.as_ref().is_some_and(|token| question.header("authorization") != format!("Bearer {token}"))
     {
         return refuse(401, "unauthorized");
@@ -133,6 +199,7 @@ fn answer(shared: &Mutex<Inner>, question: &Question) -> Option<Answer> {
     match &fault {
         Some(Fault::Refused(words)) => return refuse(400, words),
         Some(Fault::Unanswered) => return None,
+        Some(Fault::Hangs) => return Some(hang(shared, &mut inner)),
         _ => {}
     }
     let answered = match method {
@@ -156,6 +223,14 @@ fn answer(shared: &Mutex<Inner>, question: &Question) -> Option<Answer> {
     };
     match fault {
         Some(Fault::AnswerLost) => None,
+        Some(Fault::HangsAfter) => Some(hang(shared, &mut inner)),
         _ => Some(answered),
     }
+}
+
+/// Says that a call hangs, and lets it.
+fn hang(shared: &Shared, inner: &mut Inner) -> Answer {
+    inner.hanging += 1;
+    shared.hung.notify_all();
+    Answer::never()
 }

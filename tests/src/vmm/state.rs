@@ -7,23 +7,36 @@ use serde_json::{Map, Value, json};
 /// The request side of the published RPC.
 const RPC: &str = include_str!("../../vmm/rpc.json");
 /// Ports of the host that may be published.
-const PORTS: std::ops::RangeInclusive<u64> = 1..=20_000;
+const PORTS: std::ops::RangeInclusive<u64> = 1..=32_767;
 
 pub(super) struct State {
     rpc: Value,
     machines: BTreeMap<String, Machine>,
     counter: u64,
+    /// What a guest prints as it starts.
+    pub(super) boot_text: String,
 }
 
 struct Machine {
     configuration: Value,
     running: bool,
+    /// The ports its guest was started with.
+    open: Value,
     console: String,
 }
 
 impl Machine {
     fn name(&self) -> &str {
         self.configuration["name"].as_str().unwrap_or_default()
+    }
+
+    /// A log begins anew with each boot.
+    fn start(&mut self, boot_text: &str) {
+        if !self.running {
+            self.running = true;
+            self.open = self.configuration["ports"].clone();
+            boot_text.clone_into(&mut self.console);
+        }
     }
 
     fn status(&self) -> &'static str {
@@ -50,7 +63,7 @@ impl Machine {
 impl Default for State {
     fn default() -> Self {
         let rpc = serde_json::from_str(RPC).expect("the description is JSON");
-        Self { rpc, machines: BTreeMap::new(), counter: 0 }
+        Self { rpc, machines: BTreeMap::new(), counter: 0, boot_text: String::new() }
     }
 }
 
@@ -61,6 +74,14 @@ impl State {
 
     pub(super) fn configuration(&self, name: &str) -> Option<Value> {
         self.machines.values().find(|it| it.name() == name).map(|it| it.configuration.clone())
+    }
+
+    pub(super) fn open_ports(&self, name: &str) -> Vec<String> {
+        let found = self.machines.values().filter(|it| it.name() == name && it.running);
+        let ports = found.flat_map(|it| it.open.as_array().cloned().unwrap_or_default());
+        let text = |port: &Value, name: &str| port[name].to_string().trim_matches('"').to_owned();
+        let parts = ["protocol", "host_address", "host_port", "vm_port"];
+        ports.map(|port| parts.map(|name| text(&port, name)).join(":")).collect()
     }
 
     pub(super) fn print(&mut self, name: &str, text: &str) {
@@ -103,11 +124,15 @@ impl State {
                 None => Ok(json!({"found": false, "info": null})),
             },
             "CreateVm" => self.create(body),
-            "StartVm" | "StopVm" => {
+            "StartVm" | "StopVm" | "ShutdownVm" => {
                 let machine = self.machines.get_mut(&id).ok_or_else(|| format!("VM not found: {id}"))?;
-                machine.running = method == "StartVm";
+                match method {
+                    "StartVm" => machine.start(&self.boot_text),
+                    _ => machine.running = false,
+                }
                 Ok(Value::Null)
             }
+            "UpdateVm" => self.update(&id, body),
             "RemoveVm" => match self.machines.get(&id) {
                 None => Err(format!("VM not found: {id}")),
                 Some(machine) if machine.running => Err("VM is running, stop it first".to_owned()),
@@ -132,24 +157,69 @@ impl State {
         if !["dstack-0.6.0", "dstack-dev-0.6.0"].contains(&text("image")) {
             return Err(format!("Failed to load VM: Failed to load image: {}", text("image")));
         }
-        let ports = |it: &Value| it["ports"].as_array().cloned().unwrap_or_default();
-        for port in ports(body) {
+        let mut configuration = body.clone();
+        for port in configuration["ports"].as_array_mut().into_iter().flatten() {
             let number = port["host_port"].as_u64().unwrap_or_default();
             if !PORTS.contains(&number) {
                 return Err(format!("Port mapping is not allowed for {}:{number}", port["protocol"]));
             }
-            for (id, other) in &self.machines {
-                if ports(&other.configuration).iter().any(|it| it["host_port"] == port["host_port"]) {
-                    return Err(format!("host port mapping conflicts with VM {id}: {number}"));
+            if port["host_address"] == json!("") {
+                port["host_address"] = json!("127.0.0.1");
+            }
+        }
+        self.check_ports("", &configuration)?;
+        self.counter += 1;
+        let id = format!("00000000-0000-4000-8000-{:012}", self.counter);
+        let mut machine =
+            Machine { configuration, running: false, open: Value::Null, console: String::new() };
+        if body["stopped"] != json!(true) {
+            machine.start(&self.boot_text);
+        }
+        self.machines.insert(id.clone(), machine);
+        Ok(json!({ "id": id }))
+    }
+
+    /// Only ports can be changed here. They hold from the guest's next start on.
+    fn update(&mut self, id: &str, body: &Value) -> Result<Value, String> {
+        let others =
+            ["update_kms_urls", "update_gateway_urls", "update_networking", "vcpu", "memory", "image"];
+        if others.iter().any(|it| body.get(it).is_some()) || body["compose_file"].is_string() {
+            return Err("only ports are changed in this stand-in".to_owned());
+        }
+        if !self.machines.contains_key(id) {
+            return Err("Failed to read manifest".to_owned());
+        }
+        if body["update_ports"] == json!(true) {
+            let addresses = body["ports"].as_array().into_iter().flatten();
+            let mut addresses = addresses.map(|port| port["host_address"].as_str().unwrap_or_default());
+            if addresses.any(|it| it.parse::<std::net::IpAddr>().is_err()) {
+                return Err("Invalid host address".to_owned());
+            }
+            self.check_ports(id, body)?;
+            if let Some(machine) = self.machines.get_mut(id) {
+                machine.configuration["ports"] = body["ports"].clone();
+            }
+        }
+        // The id of the compose, and none was given.
+        Ok(json!({"id": ""}))
+    }
+
+    /// Refuses a port that another machine than `own` has on the same address, or on any.
+    fn check_ports(&self, own: &str, body: &Value) -> Result<(), String> {
+        let ports = |it: &Value| it["ports"].as_array().cloned().unwrap_or_default();
+        let any = |port: &Value| port["host_address"] == json!("0.0.0.0");
+        for port in ports(body) {
+            for (id, other) in self.machines.iter().filter(|(id, _)| *id != own) {
+                let clashes = |it: &Value| {
+                    it["host_port"] == port["host_port"]
+                        && (any(it) || any(&port) || it["host_address"] == port["host_address"])
+                };
+                if ports(&other.configuration).iter().any(clashes) {
+                    return Err(format!("host port mapping conflicts with VM {id}: {}", port["host_port"]));
                 }
             }
         }
-        self.counter += 1;
-        let id = format!("00000000-0000-4000-8000-{:012}", self.counter);
-        let running = body["stopped"] != json!(true);
-        let machine = Machine { configuration: body.clone(), running, console: String::new() };
-        self.machines.insert(id.clone(), machine);
-        Ok(json!({ "id": id }))
+        Ok(())
     }
 
     /// Refuses fields the RPC does not have, and values of another type.
