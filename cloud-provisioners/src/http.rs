@@ -30,15 +30,3 @@ pub(crate) async fn body(
         body.extend_from_slice(&chunk);
     }
 }
-
-/// An error with what lies behind it, on one line.
-pub(crate) fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

@@ -300,7 +300,7 @@ impl Registry<'_> {
             request = request.bearer_auth(token.as_str());
         }
         request.send().await.map_err(|error| {
-            let problem = http::chain(&error.without_url());
+            let problem = command_line::chain(&error.without_url());
             match problem.contains("invalid peer certificate") {
                 true => Error::Certificate {
                     name: self.image.written.clone(),
@@ -331,7 +331,7 @@ impl Registry<'_> {
                 realm.query_pairs_mut().append_pair(name, &value);
             }
         }
-        let told = |error: reqwest::Error| self.unreachable(http::chain(&error.without_url()));
+        let told = |error: reqwest::Error| self.unreachable(command_line::chain(&error.without_url()));
         let answer = self.client.get(realm).send().await.map_err(told)?;
         let body = http::body("token", answer, LONGEST, Deadline::within(CHECK)).await;
         let body = Zeroizing::new(body.map_err(|error| self.unreachable(error.to_string()))?);

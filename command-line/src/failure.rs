@@ -4,6 +4,18 @@ use std::process::ExitCode;
 
 use crate::Exit;
 
+/// An error and what lies behind it, from the outermost in, on one line: `outer: inner: innermost`.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
 /// A command that did not do what it was asked: why, how to end, and what to try next.
 #[derive(Debug)]
 pub struct Failure {
@@ -32,14 +44,7 @@ impl Failure {
 
     /// The cause and what lies behind it, from the outermost in, on one line.
     pub fn message(&self) -> String {
-        let mut message = self.cause.to_string();
-        let mut source = self.cause.source();
-        while let Some(cause) = source {
-            message.push_str(": ");
-            message.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        message
+        chain(&*self.cause)
     }
 
     /// Tells the failure on standard error and gives the exit code to leave `main` with.

@@ -16,5 +16,5 @@ pub mod signals;
 
 pub use confirm::confirm;
 pub use exit::Exit;
-pub use failure::Failure;
+pub use failure::{Failure, chain};
 pub use output::print_line;

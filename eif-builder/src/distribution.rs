@@ -228,13 +228,7 @@ pub(crate) fn failed(object: &str, error: &reqwest::Error) -> Error {
         let limit = if error.is_connect() { CONNECT_TIMEOUT } else { READ_TIMEOUT };
         return Error::Timeout { object: object.to_owned(), seconds: limit.as_secs() };
     }
-    let mut text = format!("{object}: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    Error::Registry(text)
+    Error::Registry(format!("{object}: {}", command_line::chain(error)))
 }
 
 fn refusal(object: &str, status: StatusCode, reason: &[u8]) -> Error {

@@ -350,7 +350,7 @@ impl From<Error> for Failure {
 fn tls_refusal(url: &KmsUrl, error: &(dyn StdError + 'static)) -> Option<Error> {
     let url = url.clone();
     if let Some(refusal) = ratls::Refusal::in_error(error) {
-        return Some(Error::Untrusted { url, name: refusal.name(), reason: chain(refusal) });
+        return Some(Error::Untrusted { url, name: refusal.name(), reason: command_line::chain(refusal) });
     }
     match rustls_error(error)? {
         rustls::Error::AlertReceived(alert) => Some(Error::Alert { url, alert: format!("{alert:?}") }),
@@ -376,16 +376,4 @@ fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::E
         };
     }
     None
-}
-
-/// An error and its causes, outermost first.
-pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

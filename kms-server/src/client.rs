@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use transport::Endpoint;
 
-use crate::text::chain;
+use command_line::chain;
 
 /// As upstream says it, for authorisation services that look at it.
 const AGENT: &str = concat!("dstack-kms/", env!("CARGO_PKG_VERSION"));

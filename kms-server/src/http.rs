@@ -25,7 +25,7 @@ use crate::config::DEFAULT_BODY_LIMIT;
 use crate::context;
 use crate::metrics::Metrics;
 use crate::sealed::Session;
-use crate::text::chain;
+use command_line::chain;
 
 const APP_VERSION: HeaderName = HeaderName::from_static("x-app-version");
 const VERSION: HeaderValue = HeaderValue::from_static(concat!("v", env!("CARGO_PKG_VERSION"), " (keyferry)"));

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::attest::ClientEvidence;
 use crate::rpc::{self, Kms};
-use crate::text::chain;
+use command_line::chain;
 
 /// Whether keys are released sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -36,7 +36,7 @@ use crate::rpc::{Clock, Kms};
 use crate::sealed::Session;
 use crate::start::Opened;
 use crate::store::{self, Identity, Store};
-use crate::text::chain;
+use command_line::chain;
 
 /// Pause after an accept that failed, which is how running out of descriptors shows.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

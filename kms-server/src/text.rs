@@ -1,17 +1,5 @@
 //! Errors as one line.
 
-/// An error and its causes, outermost first, joined by `: `, as upstream's bodies have it.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 /// A text of several lines, as parsers write them, on one line.
 pub(crate) fn one_line(text: impl std::fmt::Display) -> String {
     let text = text.to_string();

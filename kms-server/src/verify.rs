@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use crate::attest::{self, Attester, ClientEvidence, Trust, TrustError};
 use crate::client::{self, Ask, Url};
 use crate::offload::Offload;
-use crate::text::chain;
+use command_line::chain;
 
 /// Longest answer.
 const MAX_ANSWER: usize = 16 << 20;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use std::{fmt, io};
 
+use command_line::chain;
 use kms_protocol::wire::webhook::bounded_reason;
 use kms_protocol::wire::{
     AttestationInfoResponse, BootstrapRequest, BootstrapResponse, Encoding, ErrorBody, GetMetaResponse,
@@ -256,18 +257,6 @@ fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::E
     }
     let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
     rustls_error(inner)
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// An origin for an address and a name: `https://NAME:PORT`.

@@ -71,7 +71,8 @@ impl Net {
     }
 
     async fn ask(&self, url: &Url, request: reqwest::RequestBuilder) -> Result<(u16, Vec<u8>), String> {
-        let told = |error: reqwest::Error| format!("{}: {}", shown(url), http::chain(&error.without_url()));
+        let told =
+            |error: reqwest::Error| format!("{}: {}", shown(url), command_line::chain(&error.without_url()));
         let answer = request.send().await.map_err(told)?;
         let status = answer.status().as_u16();
         let body = http::body("answer", answer, LONGEST, Deadline::within(ASK)).await;

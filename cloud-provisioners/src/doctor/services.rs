@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::host::Host;
 use super::net::{Certificates, Net, shown};
 use super::{Finding, Intended};
-use crate::http;
 use crate::project::{KeyProvider, Project};
 use crate::registry::{self, ImageName};
 
@@ -32,7 +31,7 @@ pub(super) async fn docker(host: &Host) -> Vec<Finding> {
         ),
         Err(error) => Finding::fail(
             "docker",
-            format!("{DOCKER}: {}", http::chain(&error.without_url())),
+            format!("{DOCKER}: {}", command_line::chain(&error.without_url())),
             "the key provider and its AESM run in containers",
             "install Docker, start it, and add this user to the group docker",
         ),

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::Error;
 use crate::patience::{Deadline, Pauses};
-use crate::{durable, http};
+use crate::durable;
 
 /// No archive is larger; the published ones have less than 1 GiB.
 const LARGEST: u64 = 8 << 30;
@@ -158,10 +158,10 @@ async fn attempt(
     let mut answer = match timeout(SILENCE, request.send()).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) if error.is_redirect() || error.is_builder() => {
-            let problem = http::chain(&error.without_url());
+            let problem = command_line::chain(&error.without_url());
             return Err(Error::Unreachable { url: url.to_string(), problem }.into());
         }
-        Ok(Err(error)) => return Ok(Attempted::Cut(http::chain(&error.without_url()))),
+        Ok(Err(error)) => return Ok(Attempted::Cut(command_line::chain(&error.without_url()))),
         Err(_) => return Ok(Attempted::Cut(format!("no answer after {} s", SILENCE.as_secs()))),
     };
     let status = answer.status();
@@ -195,7 +195,7 @@ async fn attempt(
             Ok(Ok(Some(chunk))) => chunk,
             Ok(Ok(None)) if total.is_none_or(|total| total == here) => break,
             Ok(Ok(None)) => return Ok(Attempted::Cut("the connection ended early".into())),
-            Ok(Err(error)) => return Ok(Attempted::Cut(http::chain(&error.without_url()))),
+            Ok(Err(error)) => return Ok(Attempted::Cut(command_line::chain(&error.without_url()))),
             Err(_) => return Ok(Attempted::Cut(format!("nothing for {} s", SILENCE.as_secs()))),
         };
         here += chunk.len() as u64;

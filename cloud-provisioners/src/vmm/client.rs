@@ -391,7 +391,7 @@ impl Client {
             None => request,
         };
         let answer = request.timeout(deadline.left()).send().await;
-        let answer = answer.map_err(|error| failed(http::chain(&error.without_url())))?;
+        let answer = answer.map_err(|error| failed(command_line::chain(&error.without_url())))?;
         let status = answer.status();
         let body = http::body(call, answer, longest, deadline).await;
         body.map(|body| (status, body)).map_err(|error| failed(error.to_string()))

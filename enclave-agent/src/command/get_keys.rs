@@ -236,7 +236,7 @@ fn read_root(path: PathBuf) -> Result<PinnedRoot, Failure> {
     if text.len() > MAX_PEM {
         return Err(usage(format!("larger than {MAX_PEM} bytes")));
     }
-    PinnedRoot::from_pem(&text).map_err(|error| usage(crate::error::chain(&error)))
+    PinnedRoot::from_pem(&text).map_err(|error| usage(command_line::chain(&error)))
 }
 
 /// Where the keys go.
@@ -313,7 +313,7 @@ pub(super) fn narrate(step: Step<'_>) {
         Step::Connecting { url, .. } => tell(&format!("Connecting to KMS: {url}")),
         Step::Retrying { error, pause } => {
             let pause = Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
-            tell(&format!("{}; trying again in {pause:?}", crate::error::chain(error)));
+            tell(&format!("{}; trying again in {pause:?}", command_line::chain(error)));
         }
         Step::Attested { .. } | Step::Connected { .. } | Step::TempCa { .. } | Step::Released { .. } => {}
     }

@@ -11,8 +11,8 @@ use transport::Endpoint;
 use super::get_keys::{FetchArguments, internal, narrate, print, tell};
 use crate::DurationArg;
 use crate::delivery::{Delivery, Export, Form, Owner, Recipient, Renewal, TmpfsFile};
-use crate::error::chain;
 use crate::service::{Service, Settings, StartError};
+use command_line::chain;
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ fn parse(lines: &str) -> Result<AgentConfig, ConfigError> {
 /// The message with its causes.
 fn refusal(lines: &str) -> String {
     let error = parse(lines).expect_err(lines);
-    crate::error::chain(&error)
+    command_line::chain(&error)
 }
 
 #[test]

@@ -7,9 +7,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Delivery, Ring};
-use crate::error::chain;
 use crate::nsm::Nsm;
 use crate::{Error, GetKeys, Step, get_keys};
+use command_line::chain;
 
 /// Requests that may wait while keys are being fetched; all of them get the answer of one fetch.
 const WAITING: usize = 16;

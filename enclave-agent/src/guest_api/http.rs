@@ -65,12 +65,12 @@ impl Failure {
 
     /// 502: the KMS or the module failed.
     pub(super) fn upstream(error: &(dyn std::error::Error + 'static)) -> Self {
-        Self { status: StatusCode::BAD_GATEWAY, text: crate::error::chain(error) }
+        Self { status: StatusCode::BAD_GATEWAY, text: command_line::chain(error) }
     }
 
     /// 500: something here failed that should not.
     pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
-        Self { status: StatusCode::INTERNAL_SERVER_ERROR, text: crate::error::chain(error) }
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, text: command_line::chain(error) }
     }
 }
 
@@ -87,7 +87,7 @@ impl Message<'_> {
             RequestForm::Query => M::decode_query(self.query),
             RequestForm::Body(encoding) => M::decode_body(encoding, self.body),
         };
-        decoded.map_err(|error| Failure::bad(crate::error::chain(&error)))
+        decoded.map_err(|error| Failure::bad(command_line::chain(&error)))
     }
 
     /// Encodes an answer into a buffer that is wiped, and large enough not to be moved while it holds a key.
@@ -191,7 +191,7 @@ async fn receive(mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, Failure> {
     }
     let mut all = Zeroizing::new(Vec::with_capacity(announced));
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::bad(crate::error::chain(&error)))?;
+        let frame = frame.map_err(|error| Failure::bad(command_line::chain(&error)))?;
         let Ok(data) = frame.into_data() else { continue };
         if all.len() + data.len() > MAX_BODY {
             return Err(too_large());

@@ -107,7 +107,7 @@ pub(super) fn verify(request: &VerifyRequest) -> Result<bool, Failure> {
         }
         Algorithm::Secp256k1Prehashed => return Err(not_a_digest(data)),
     };
-    checked.map_err(|error| Failure::bad(crate::error::chain(&error)))
+    checked.map_err(|error| Failure::bad(command_line::chain(&error)))
 }
 
 fn not_a_digest(data: &[u8]) -> Failure {

@@ -131,6 +131,6 @@ impl InitError {
 
     /// What happened, with its causes.
     pub fn reason(&self) -> String {
-        crate::error::chain(self)
+        command_line::chain(self)
     }
 }

@@ -97,7 +97,7 @@ pub async fn run(enclave: Enclave, role: Role) -> Result<(), InitError> {
 async fn beat(parent: Parent) {
     match heartbeat::send(&parent).await {
         Ok(()) => say("the parent answered the heartbeat"),
-        Err(error) => say(&format!("warning: the parent gave no heartbeat: {}", crate::error::chain(&error))),
+        Err(error) => say(&format!("warning: the parent gave no heartbeat: {}", command_line::chain(&error))),
     }
 }
 
@@ -145,7 +145,7 @@ fn narrate(step: Step<'_>) {
         Step::Connecting { url, via } => say(&format!("asking {url} for keys, {via}")),
         Step::Attested { document } => say(&format!("attested as image {}", document.os_image_hash())),
         Step::Retrying { error, pause } => {
-            say(&format!("{}; again in {} ms", crate::error::chain(error), pause.as_millis()));
+            say(&format!("{}; again in {} ms", command_line::chain(error), pause.as_millis()));
         }
         Step::Released { .. } => say("the KMS released the keys"),
         Step::Connected { .. } | Step::TempCa { .. } => {}
@@ -220,9 +220,9 @@ fn report(renewal: Renewal<'_>) {
                 "the keys are the same as before"
             });
         }
-        Renewal::NotFetched(error) => say(&format!("warning: no new keys: {}", crate::error::chain(error))),
+        Renewal::NotFetched(error) => say(&format!("warning: no new keys: {}", command_line::chain(error))),
         Renewal::NotDelivered(error) => {
-            say(&format!("warning: new keys did not get everywhere: {}", crate::error::chain(error)));
+            say(&format!("warning: new keys did not get everywhere: {}", command_line::chain(error)));
         }
     }
 }

@@ -12,7 +12,7 @@ use super::error::CollateralError;
 use crate::breaker::Breaker;
 use crate::client::{self, Url};
 use crate::metrics::Dependency;
-use crate::text::chain;
+use command_line::chain;
 
 /// Platform models that are remembered.
 const MODELS: usize = 64;

@@ -4,7 +4,7 @@ use attestation::OsImageHash;
 
 use crate::breaker::Paused;
 use crate::client;
-use crate::text::chain;
+use command_line::chain;
 
 /// Why evidence is refused. The text goes to the client, in upstream's words where upstream has any.
 #[derive(Debug, thiserror::Error)]

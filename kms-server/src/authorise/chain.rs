@@ -13,7 +13,6 @@ use kms_protocol::wire::webhook::AuthInfo;
 
 use super::{Authoriser, Grant, Pending, Purpose, Question, Refusal};
 use crate::server::system_clock;
-use crate::text;
 
 /// Which contract decides, and who is believed about it.
 #[derive(Debug, Clone)]
@@ -127,7 +126,7 @@ impl Authoriser for OnChain {
 fn refusal(error: &Error) -> Refusal {
     match error {
         Error::BootInfo { .. } => Refusal::denied(&error.to_string()),
-        _ => Refusal::unavailable(&text::chain(error)),
+        _ => Refusal::unavailable(&command_line::chain(error)),
     }
 }
 

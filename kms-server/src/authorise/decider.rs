@@ -19,7 +19,7 @@ use crate::audit::{Audit, Event, Outcome};
 use crate::breaker::Breaker;
 use crate::context;
 use crate::metrics::{Dependency, Histogram};
-use crate::text::chain;
+use command_line::chain;
 
 /// Questions to an authoriser at the same time; further ones are refused at once.
 const MAX_QUESTIONS: usize = 256;

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Authoriser, Grant, Pending, Purpose, Question, Refusal};
 use crate::client::{self, Url};
-use crate::text::chain;
+use command_line::chain;
 
 /// Longest answer. A decision has three short fields; a longer answer is a fault or an attack.
 const MAX_ANSWER: usize = 64 << 10;

@@ -93,7 +93,7 @@ pub(super) fn trust(core: &file::Core) -> Result<Trust, ConfigError> {
             None => References::default(),
             Some(path) => References::load(path).map_err(|error| ConfigError::Syntax {
                 path: path.clone(),
-                reason: crate::text::chain(&error),
+                reason: command_line::chain(&error),
             })?,
         },
     })

@@ -38,7 +38,7 @@ use crate::authorise::decider::Decider;
 use crate::http::{Answer, Body, Caller, Failure, Message, Methods, Peer, plain, refuse_early};
 use crate::own::{self, Own};
 use crate::store::{self, Domain, DomainError, Evidence, NewKeys, Store};
-use crate::text::chain;
+use command_line::chain;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 

@@ -35,7 +35,7 @@ use crate::authorise::{Purpose, Refusal};
 use crate::client::{self, Ask, Url};
 use crate::own::{self, Own};
 use crate::store::{self, NewKeys};
-use crate::text::chain;
+use command_line::chain;
 
 /// Longest answer.
 const MAX_ANSWER: usize = 1 << 20;

@@ -31,7 +31,7 @@ use crate::offload::{Busy, Offload};
 use crate::own::{self, Own};
 use crate::sealed::{self, SealedRelease};
 use crate::store::Identity;
-use crate::text::chain;
+use command_line::chain;
 
 /// Reads the time.
 pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;

@@ -130,7 +130,7 @@ fn look_at_keys(disk: &Disk, inspection: &mut Inspection, now: UnixMillis) {
                 }
             }
         }
-        Err(error) => broken(inspection, crate::text::chain(&error)),
+        Err(error) => broken(inspection, command_line::chain(&error)),
     }
 }
 

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use super::{Policy, PolicyError, file};
 use crate::authorise::{Authoriser, Grant, Pending, Question, Refusal};
-use crate::text::chain;
+use command_line::chain;
 
 /// How long one look at the file may take, before it is reported. The next look waits for it.
 const SLOW: Duration = Duration::from_secs(10);
