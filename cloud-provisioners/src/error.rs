@@ -165,6 +165,9 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("make room on the disk, then run the same command again".into())
+            }
             Self::NoProject { .. } => {
                 Some("make one with `keyferry kms new NAME`, or name it with -C DIRECTORY".into())
             }
@@ -206,5 +209,19 @@ impl Error {
 
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { action, path: path.to_owned(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_troubles_with_files() {
+        let path = Path::new("/images/disk.raw");
+        let hint = |source| Error::file("write", path)(source).hint();
+        let full = hint(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()));
+        assert!(full.unwrap().contains("make room"));
+        assert_eq!(hint(io::ErrorKind::PermissionDenied.into()), None);
     }
 }

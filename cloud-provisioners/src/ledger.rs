@@ -80,6 +80,20 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// What the ledger at `path` says of one resource at this moment, without taking it from whoever works with it.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or is of a later version.
+    pub fn glance(path: &Path, kind: &str, name: &str) -> Result<Option<Resource>, Error> {
+        let content = match std::fs::read(path) {
+            Ok(bytes) => parse(&bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::file("read", path)(error)),
+        };
+        Ok(content.resources.into_iter().find(|it| it.kind == kind && it.name == name))
+    }
+
     /// The id every resource of this deployment is tagged with.
     #[must_use]
     pub fn deployment_id(&self) -> &str {

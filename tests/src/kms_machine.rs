@@ -24,6 +24,19 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::Daemon;
 
+/// How a machine's KMS is set up, where that differs from the usual.
+#[derive(Default)]
+pub struct Setup<'a> {
+    /// Its port; a free one when none is given.
+    pub port: Option<u16>,
+    /// A machine under whose root the evidence is.
+    pub like: Option<&'a KmsMachine>,
+    /// Settings of `core.auth_api`; a policy when none are given.
+    pub authoriser: Option<&'a str>,
+    /// More settings.
+    pub more: &'a str,
+}
+
 /// A machine's KMS and what it needs there.
 pub struct KmsMachine {
     agent: GuestAgent,
@@ -42,27 +55,37 @@ impl KmsMachine {
     /// When something does not start.
     #[must_use]
     pub fn start(app_id: &str, like: Option<&Self>) -> Self {
-        Self::start_at(free_port(), app_id, like)
+        Self::start_with(app_id, &Setup { like, ..Setup::default() })
     }
 
-    /// As [`Self::start`], at a port that was chosen before.
+    /// Starts a KMS without keys that is set up in another way.
     ///
     /// # Panics
     /// When something does not start.
     #[must_use]
-    pub fn start_at(port: u16, app_id: &str, like: Option<&Self>) -> Self {
+    pub fn start_with(app_id: &str, setup: &Setup<'_>) -> Self {
         let config = nsm_emulator::Config::default();
-        let emulator = match like {
+        let emulator = match setup.like {
             Some(machine) => machine.emulator.another(config),
             None => Emulator::new(config),
         };
         let emulator = Arc::new(emulator.expect("a module starts"));
         let agent = GuestAgent::start(Arc::clone(&emulator), app_id.parse().expect("an app id"));
         let directory = tempfile::tempdir().expect("a temporary directory");
+        let port = setup.port.unwrap_or_else(free_port);
         let mut machine = Self { agent, emulator, kms: None, directory, port };
-        machine.write_settings();
+        machine.write_settings(setup);
         machine.restart();
         machine
+    }
+
+    /// The token that the KMS asks those who set it up for.
+    ///
+    /// # Panics
+    /// When it printed none.
+    #[must_use]
+    pub fn setup_token(&self) -> String {
+        self.kms.as_ref().expect("the KMS runs").logged("setup token: ")
     }
 
     /// Hash of the image that the machine's evidence shows, hex.
@@ -105,7 +128,7 @@ impl KmsMachine {
         self.directory.path().join(name)
     }
 
-    fn write_settings(&self) {
+    fn write_settings(&self, setup: &Setup<'_>) {
         write(&self.path("root.pem"), &self.emulator.root_pem());
         let image = self.image_hash();
         write(
@@ -122,14 +145,16 @@ impl KmsMachine {
             self.path("root.pem")
         );
         write(&self.trust(), &trust);
+        let policy = self.path("policy.toml");
+        let policy = format!("core.auth_api.type = \"policy\"\ncore.auth_api.policy.file = {policy:?}\n");
+        let authoriser = setup.authoriser.unwrap_or(&policy);
         let settings = format!(
             "rpc.address = \"127.0.0.1\"\nrpc.port = {}\ncore.cert_dir = {:?}\n\
-             core.auth_api.type = \"policy\"\ncore.auth_api.policy.file = {:?}\n\
-             core.agent.address = \"http://{}\"\n{trust}",
+             {authoriser}core.agent.address = \"http://{}\"\n{trust}{}",
             self.port,
             self.path("certs"),
-            self.path("policy.toml"),
             self.agent.address,
+            setup.more,
         );
         write(&self.path("kms.toml"), &settings);
     }

@@ -4,6 +4,7 @@
 
 mod agent;
 pub mod aws;
+mod contracts;
 mod file_server;
 pub mod google;
 mod images;
@@ -19,9 +20,10 @@ mod trip;
 pub mod vmm;
 
 pub use agent::Agent;
+pub use contracts::{Contracts, anvil};
 pub use file_server::serve_file;
 pub use images::{kernel, static_agent};
-pub use kms_machine::{Hold, KmsMachine, free_port};
+pub use kms_machine::{Hold, KmsMachine, Setup, free_port};
 pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;

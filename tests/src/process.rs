@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,21 @@ pub struct Daemon {
     /// Its further announcements; the channel closes when its standard output does.
     announced: Receiver<String>,
     endpoint: String,
-    log: Arc<Mutex<String>>,
+    log: Arc<Log>,
+}
+
+/// What a daemon logs.
+#[derive(Debug, Default)]
+struct Log {
+    text: Mutex<String>,
+    /// Told of each line.
+    grown: Condvar,
+}
+
+impl Log {
+    fn text(&self) -> MutexGuard<'_, String> {
+        self.text.lock().expect("no holder of this lock panics")
+    }
 }
 
 impl Daemon {
@@ -88,19 +102,21 @@ impl Daemon {
                 }
             }
         });
-        let log = Arc::new(Mutex::new(String::new()));
+        let log = Arc::new(Log::default());
         let kept = Arc::clone(&log);
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut kept = kept.lock().expect("no holder of this lock panics");
-                kept.push_str(&line);
-                kept.push('\n');
+                let mut text = kept.text();
+                text.push_str(&line);
+                text.push('\n');
+                drop(text);
+                kept.grown.notify_all();
             }
         });
         match announced.recv_timeout(START) {
             Ok(endpoint) => Self { process, announced, endpoint, log },
             Err(_) => {
-                panic!("{name} does not listen:\n{}", log.lock().expect("no holder of this lock panics"))
+                panic!("{name} does not listen:\n{}", log.text())
             }
         }
     }
@@ -126,7 +142,19 @@ impl Daemon {
     /// What it logged so far, at the level `trace`.
     #[must_use]
     pub fn log(&self) -> String {
-        self.log.lock().expect("no holder of this lock panics").clone()
+        self.log.text().clone()
+    }
+
+    /// The rest of the first line it logs that begins with `start`, waited for.
+    ///
+    /// # Panics
+    /// When it logs none.
+    #[must_use]
+    pub fn logged(&self, start: &str) -> String {
+        let find = |text: &str| text.lines().find_map(|line| line.strip_prefix(start)).map(str::to_owned);
+        let waited = self.log.grown.wait_timeout_while(self.log.text(), START, |text| find(text).is_none());
+        let (text, _) = waited.expect("no holder of this lock panics");
+        find(&text).unwrap_or_else(|| panic!("no line begins with {start:?}:\n{text}"))
     }
 
     /// Asks it to end and waits until it has, so that it can end what it started itself. Dropping it kills it.

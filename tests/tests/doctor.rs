@@ -13,7 +13,7 @@ use std::time::Duration;
 use cloud_provisioners::project::Project;
 use e2e::serve::{Answer, Question, Server};
 use e2e::vmm::Vmm;
-use e2e::{Finished, KmsMachine, finish, free_port, program, readme_blocks};
+use e2e::{Finished, KmsMachine, Setup, finish, free_port, program, readme_blocks};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -570,7 +570,7 @@ fn shell(host: &Host, script: &str, more: &[(&str, String)]) -> Finished {
 fn kms(host: &Host, port: u16, like: Option<&KmsMachine>) -> KmsMachine {
     let project = Project::open(&host.root.path().join("home/op/kms-metal")).unwrap();
     let app_id = project.compose(&project.app().unwrap(), None).unwrap().app_id();
-    KmsMachine::start_at(port, &hex::encode(app_id), like)
+    KmsMachine::start_with(&hex::encode(app_id), &Setup { port: Some(port), like, ..Setup::default() })
 }
 
 #[test]

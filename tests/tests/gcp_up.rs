@@ -193,6 +193,8 @@ fn a_bring_up_that_was_killed_is_gone_on_with() {
     machine.hold().on();
     let child = spawn(up());
     machine.hold().wait(DEADLINE);
+    // What its machine prints can be looked at meanwhile.
+    assert!(operator.done(&project, &["logs"]).contains("Starting containers"));
     kill(child);
     machine.hold().release();
 

@@ -7,64 +7,45 @@
 )]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use attestation::{Pcr, os_image_hash};
-use chain::local::{find_anvil, in_node_modules};
-use e2e::{Daemon, Finished, IMAGE, Trip, Variation, finish, program, run};
+use e2e::{Contracts, Finished, IMAGE, Trip, Variation, anvil, finish, program, run};
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// No command of these tests takes this long; it only keeps a hang from holding everything up.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A chain with contracts and an app that may run nothing yet.
+/// The contracts, and what a trip needs of them.
 struct Registry {
-    chain: Daemon,
-    facts: Value,
-    folder: TempDir,
-}
-
-impl Drop for Registry {
-    /// The chain's own process ends anvil.
-    fn drop(&mut self) {
-        self.chain.stop();
-    }
+    contracts: Contracts,
+    /// Which chain the KMS is told that it is.
+    chain_id: Value,
 }
 
 impl Registry {
     fn start() -> Option<Self> {
-        let anvil = anvil()?;
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("chain.json");
-        let arguments = ["chain", "local", "--port", "0", "--anvil", anvil.to_str().unwrap(), "--out"];
-        let chain = Daemon::start("keyferry", &[&arguments[..], &[out.to_str().unwrap()]].concat());
-        let facts = serde_json::from_slice(&fs::read(out).unwrap()).unwrap();
-        Some(Self { chain, facts, folder })
+        let contracts = Contracts::start()?;
+        let chain_id = contracts.chain_id().clone();
+        Some(Self { contracts, chain_id })
     }
 
     fn fact(&self, name: &str) -> &str {
-        self.facts[name].as_str().unwrap()
+        self.contracts.fact(name)
     }
 
-    /// `keyferry chain`, as an operator with the owner's key would call it.
     fn run(&self, arguments: &[&str]) -> Finished {
-        let mut command = Command::new(program("keyferry"));
-        command.arg("chain").args(arguments).env_clear();
-        command.env("RPC_URL", self.fact("rpcUrl")).env("KMS_CONTRACT_ADDR", self.fact("kmsContract"));
-        command.env("PRIVATE_KEY", self.fact("ownerKey")).env("XDG_STATE_HOME", self.folder.path());
-        let finished = finish(command, DEADLINE);
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        finished
+        self.contracts.run(arguments)
     }
 
     /// A trip to a KMS that asks these contracts.
     fn trip(&self, more_settings: &str) -> Trip {
         let settings = format!(
-            "type = \"chain\"\n[core.auth_api.chain]\nrpc_urls = [{}]\nchain_id = {}\nkms_contract = {}\n{more_settings}",
-            self.facts["rpcUrl"], self.facts["chainId"], self.facts["kmsContract"],
+            "type = \"chain\"\n[core.auth_api.chain]\nrpc_urls = [{:?}]\nchain_id = {}\nkms_contract = {:?}\n{more_settings}",
+            self.fact("rpcUrl"),
+            self.chain_id,
+            self.fact("kmsContract"),
         );
         let variation = Variation { authoriser: Some(&settings), ..Variation::default() };
         Trip::start(&image(), variation)
@@ -130,7 +111,7 @@ fn another_chain_releases_nothing() {
     let Some(mut registry) = Registry::start() else { return };
     registry.run(&["add-image", &image(), "--yes"]);
     registry.run(&["add-hash", "--app-id", registry.fact("appId"), &image(), "--yes"]);
-    registry.facts["chainId"] = 1.into();
+    registry.chain_id = 1.into();
     let trip = registry.trip("");
     let finished = registry.fetch(&trip);
     assert_ne!(finished.code, Some(0), "{finished:?}");
@@ -163,17 +144,6 @@ fn expect_keys(trip: &Trip, finished: &Finished) {
 fn expect_refusal(finished: &Finished, reason: &str) {
     assert_eq!(finished.code, Some(3), "{finished:?}");
     assert!(finished.stderr.contains(reason), "expected {reason:?} in {finished:?}");
-}
-
-/// anvil, as `npm install` in `chain/contracts` leaves it, or wherever the commands find it.
-fn anvil() -> Option<PathBuf> {
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chain/contracts/node_modules");
-    let installed = in_node_modules(&installed).into_iter().find(|it| it.is_file());
-    let found = installed.or_else(|| find_anvil(|name| std::env::var_os(name)));
-    if found.is_none() {
-        println!("skipped: no anvil; run `npm install --ignore-scripts` in chain/contracts");
-    }
-    found
 }
 
 /// The hash of the measured image, in hex.

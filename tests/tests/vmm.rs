@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at once")]
 
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use cloud_provisioners::bring_up::{Machine as _, Visitors};
@@ -14,8 +17,11 @@ use cloud_provisioners::{Error, vmm};
 use e2e::serve::{Answer, Server};
 use e2e::vmm::{Fault, Vmm};
 use e2e::{Finished, finish, program};
+use ratls::issue::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 const NOW: &str = "2026-11-21T08:00:00";
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -273,6 +279,60 @@ async fn what_cannot_work_is_refused_before_anything_is_made() {
     }
 }
 
+/// What a VMM says no to a machine with, and what the operator is told.
+#[tokio::test]
+async fn every_refusal_of_a_machine_has_a_next_step() {
+    for (words, hint) in [
+        ("Port mapping is disabled", "[cvm.port_mapping] enabled"),
+        ("Port mapping is not allowed for tcp:12001", "[cvm.port_mapping] range"),
+        ("duplicate host port mapping: tcp 0.0.0.0:12001", "publish each port"),
+        ("host port mapping conflicts with VM 1: tcp 0.0.0.0:12001", "keyferry kms vmm list"),
+        ("Failed to load VM: Failed to load image: dstack-0.6.0", "keyferry kms pull"),
+        ("vhost-vsock: unable to set guest cid: Address already in use", "cid_start"),
+        ("failed to create disk: No space left on device (os error 28)", "make room on the host"),
+    ] {
+        let vmm = Vmm::start(None);
+        let (site, client) = (Site::new(|_| ()), client(&vmm));
+        vmm.fail_method("CreateVm", Fault::Refused(words));
+        let error = site.deploy(&client).await.unwrap_err();
+        assert!(error.hint().unwrap_or_default().contains(hint), "{words}: {error}, {:?}", error.hint());
+        assert_eq!(site.deploy(&client).await.unwrap(), Outcome::Made, "{words}");
+    }
+}
+
+/// A registry that shows a certificate of its own making, which no guest would accept.
+async fn registry_with_a_bad_certificate() -> SocketAddr {
+    let key = KeyPair::generate().unwrap();
+    let now = ratls::UnixTime::since_unix_epoch(Duration::from_secs(1_700_000_000));
+    let certificate = ratls::issue::root_ca(&key, now).unwrap();
+    let config = ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(vec![certificate.der().clone()], key.private_key_der()).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // The client ends the handshake.
+            let _refused = acceptor.accept(stream).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_registry_with_a_bad_certificate_is_said_before_anything_is_made() {
+    let vmm = Vmm::start(None);
+    let site = Site::new(|_| ());
+    let registry = registry_with_a_bad_certificate().await;
+    let image = format!("services:\n  kms:\n    image: {registry}/kms:0.5.4\n");
+    std::fs::write(site.project().join("docker-compose.yaml"), image).unwrap();
+    let refused = site.deploy(&client(&vmm)).await.unwrap_err();
+    let expected = format!("image {registry}/kms:0.5.4: the certificate of {registry} is not valid: ");
+    assert!(refused.to_string().starts_with(&expected), "{refused}");
+    assert!(refused.hint().unwrap().contains("the guest's own roots know"), "{:?}", refused.hint());
+    assert_eq!(vmm.machines(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_changed_compose_is_another_machine() {
     let vmm = Vmm::start(None);
@@ -285,11 +345,48 @@ async fn a_changed_compose_is_another_machine() {
 }
 
 fn run(vmm: &Vmm, directory: &Path, arguments: &[&str], token: Option<&str>) -> Finished {
+    finish(command(vmm, directory, arguments, token), DEADLINE)
+}
+
+fn command(vmm: &Vmm, directory: &Path, arguments: &[&str], token: Option<&str>) -> Command {
     let mut command = Command::new(program("keyferry"));
     command.args(["kms", "vmm"]).args(arguments).current_dir(directory).env_clear();
     command.env("HOME", directory).env("PATH", "/usr/bin:/bin").env("DSTACK_VMM_URL", vmm.url());
     command.envs(token.map(|token| ("DSTACK_VMM_TOKEN", token)));
-    finish(command, DEADLINE)
+    command
+}
+
+#[test]
+fn a_console_is_followed_across_a_restart() {
+    let vmm = Vmm::start(None);
+    vmm.print_at_boot("Linux version 6.9\n");
+    let site = Site::new(|_| ());
+    let directory = site.project();
+    let done = |arguments: &[&str]| {
+        let finished = run(&vmm, &directory, arguments, None);
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
+    };
+    done(&["deploy", "--yes"]);
+    vmm.print_on_console("dstack-kms", "one\ntwo\n");
+    let mut command = command(&vmm, &directory, &["logs", "--follow", "-n", "1"], None);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let (sender, lines) = mpsc::channel();
+    let output = child.stdout.take().unwrap();
+    std::thread::spawn(move || {
+        // Ends when the test does.
+        BufReader::new(output).lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
+    });
+    let next = || lines.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(next(), "two");
+    vmm.print_on_console("dstack-kms", "three\n");
+    assert_eq!(next(), "three");
+    done(&["stop"]);
+    done(&["start"]);
+    assert_eq!(next(), "Linux version 6.9");
+    vmm.print_on_console("dstack-kms", "four\n");
+    assert_eq!(next(), "four");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

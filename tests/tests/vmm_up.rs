@@ -10,7 +10,7 @@ use std::time::Duration;
 use cloud_provisioners::project::Project;
 use e2e::serve::{Answer, Server};
 use e2e::vmm::{Fault, Vmm};
-use e2e::{Finished, KmsMachine, finish, free_port, program};
+use e2e::{Contracts, Daemon, Finished, KmsMachine, Setup, finish, free_port, program};
 use kms_protocol::kms_file::KmsFile;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -40,6 +40,10 @@ impl Operator {
 
     /// A project, and the KMS that will run on its machine.
     fn project(&self, name: &str, like: Option<&KmsMachine>) -> (PathBuf, KmsMachine) {
+        self.project_with(name, Setup { like, ..Setup::default() })
+    }
+
+    fn project_with(&self, name: &str, mut setup: Setup<'_>) -> (PathBuf, KmsMachine) {
         let compose = format!("services:\n  kms:\n    image: {}/kms:0.6.0\n", self.registry.address());
         std::fs::write(self.home.path().join("docker-compose.yaml"), compose).unwrap();
         let port = free_port();
@@ -50,7 +54,8 @@ impl Operator {
         let directory = self.home.path().join(name);
         let project = Project::open(&directory).unwrap();
         let app_id = project.compose(&project.app().unwrap(), None).unwrap().app_id();
-        (directory, KmsMachine::start_at(port, &hex::encode(app_id), like))
+        setup.port = Some(port);
+        (directory, KmsMachine::start_with(&hex::encode(app_id), &setup))
     }
 
     fn command(&self, directory: &Path, arguments: &[&str]) -> Command {
@@ -165,9 +170,13 @@ fn a_bring_up_that_was_killed_is_gone_on_with() {
     operator.vmm.fail_method("CreateVm", Fault::HangsAfter);
     kill_when(&hangs);
     assert_eq!(operator.vmm.machines(), ["dstack-kms running"]);
-    // The KMS makes keys, and nobody hears of it.
+    // The KMS makes keys, and nobody hears of it. What its machine prints can be looked at meanwhile.
     machine.hold().on();
-    kill_when(&|| machine.hold().wait(DEADLINE));
+    kill_when(&|| {
+        machine.hold().wait(DEADLINE);
+        let logs = operator.done(&project, &["vmm", "logs"]);
+        assert_eq!(logs.trim_end(), CONSOLE.trim_end());
+    });
     machine.hold().release();
     for method in ["ShutdownVm", "StopVm", "UpdateVm", "StartVm"] {
         for fault in [Fault::Hangs, Fault::HangsAfter] {
@@ -202,6 +211,10 @@ fn what_cannot_work_is_refused_with_a_next_step() {
     let plain = ["up", "--target", "vmm", "--domain", "localhost", "--yes", "--trust", &own[1]];
     refused(&plain, 2, "guest image dstack-0.6.0: its hash is not known", "give --os-image-hash");
     refused(&["up", "--domain", "localhost"], 2, "--operator is missing", "name your own address");
+    let app = std::fs::read_to_string(project.join("app.json")).unwrap();
+    std::fs::write(project.join("app.json"), app.replace("tcp:0.0.0.0", "tcp:127.0.0.1")).unwrap();
+    refused(&up(&CLIENTS), 2, "on loopback alone, where no client is", "write the KMS's port");
+    std::fs::write(project.join("app.json"), app).unwrap();
     let nowhere = [&plain[..], &["--os-image-hash", &zeros, "--port", "1"]].concat();
     refused(&nowhere, 2, "vmm_config.ports: publishes no tcp port 1", "write the KMS's port");
     assert_eq!(operator.vmm.machines(), Vec::<String>::new(), "all this is found before a machine is made");
@@ -215,6 +228,100 @@ fn what_cannot_work_is_refused_with_a_next_step() {
     );
     let other = [&other[..], &["--platform", "dstack-nitro-enclave"]].concat();
     refused(&other, 3, "os_image_hash is ", "the machine runs another image");
+}
+
+/// A KMS that asks for its token is set up by whoever has it.
+#[test]
+fn a_kms_that_asks_for_a_token_is_given_it() {
+    let operator = Operator::new();
+    let setup = Setup { more: "core.onboard.token = true\n", ..Setup::default() };
+    let (project, machine) = operator.project_with("kms", setup);
+    let own = texts(&machine);
+    let refused = operator.run(&project, &arguments(&["up"], &own, &[]));
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("the setup token is missing or wrong"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("give it with --onboard-token-file"), "{}", refused.stderr);
+    let token = operator.home.path().join("token");
+    std::fs::write(&token, "0".repeat(32)).unwrap();
+    let with_token = arguments(&["up"], &own, &["--onboard-token-file", token.to_str().unwrap()]);
+    assert_eq!(operator.run(&project, &with_token).code, Some(3), "another token");
+    std::fs::write(&token, machine.setup_token() + "\n").unwrap();
+    let finished = operator.run(&project, &with_token);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert!(!finished.stderr.contains(&machine.setup_token()));
+    kms_file(&project);
+}
+
+/// Whether a service that reads the contract lets a KMS of these measurements boot; else why not.
+fn decision(authoriser: &Daemon, node: &kms_protocol::kms_file::Node) -> Result<(), String> {
+    let question = serde_json::json!({
+        "teeVariant": "dstack-tdx", "tcbStatus": "UpToDate", "advisoryIds": [], "mrSystem": "", "instanceId": "",
+        "mrAggregated": node.mr_aggregated, "osImageHash": node.os_image_hash, "deviceId": node.device_id,
+        "composeHash": node.compose_hash, "appId": "11".repeat(20), "keyProviderInfo": "",
+    });
+    let mut curl = Command::new("curl");
+    curl.args(["-fsS", "-H", "content-type: application/json", "-d", &question.to_string()]);
+    curl.arg(format!("http://127.0.0.1:{}/bootAuth/kms", authoriser.port()));
+    let finished = finish(curl, DEADLINE);
+    let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
+    match answer["isAllowed"].as_bool().unwrap() {
+        true => Ok(()),
+        false => Err(answer["reason"].as_str().unwrap().to_owned()),
+    }
+}
+
+/// What `up` writes to the contracts is what authorisers that read them decide by.
+#[test]
+fn a_kms_is_registered_on_the_chain_that_authorisers_read() {
+    let Some(contracts) = Contracts::start() else { return };
+    let operator = Operator::new();
+    let (rpc, contract) = (contracts.fact("rpcUrl"), contracts.fact("kmsContract"));
+    let chain_id = contracts.chain_id().to_string();
+    let listen = ["auth-api", "--listen", "tcp:127.0.0.1:0"];
+    let reads = ["--rpc-url", rpc, "--kms-contract", contract, "--chain-id", &chain_id];
+    let authoriser = Daemon::start("kms-server", &[&listen[..], &reads].concat());
+    let settings = format!(
+        "core.auth_api.type = \"chain\"\ncore.auth_api.chain.rpc_urls = [{rpc:?}]\n\
+         core.auth_api.chain.chain_id = {chain_id}\ncore.auth_api.chain.kms_contract = {contract:?}\n"
+    );
+    let up = |project: &Path, machine: &KmsMachine, more: &[&str], environment: &[(&str, String)]| {
+        let own = texts(machine);
+        let mut command = operator.command(project, &arguments(&["up"], &own, more));
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        finish(command, DEADLINE)
+    };
+    // This one asks the contract before it makes keys.
+    let (first, machine) =
+        operator.project_with("kms-a", Setup { authoriser: Some(&settings), ..Setup::default() });
+    let image = machine.image_hash();
+
+    // Nothing says where the contract is: the exact commands are told.
+    let finished = up(&first, &machine, &["--register"], &[]);
+    assert_eq!(finished.code, Some(3), "{}", finished.stderr);
+    for name in ["add-image", "add-kms"] {
+        let command = format!("\n  keyferry chain {name} 0x{image}\n");
+        assert!(finished.stderr.contains(&command), "{command}: {}", finished.stderr);
+    }
+    // An emulated machine has no TCB status, which the contract refuses before anything else; nobody waits for that.
+    let finished = up(&first, &machine, &[], &[]);
+    assert_eq!(finished.code, Some(3), "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains("TCB status is not up to date\nhint: registering cannot help"),
+        "{}",
+        finished.stderr
+    );
+
+    // With an authoriser of its own it comes up, and whoever reads the contract lets a machine like it boot.
+    let (second, machine) = operator.project_with("kms-b", Setup::default());
+    let finished = up(&second, &machine, &["--wait", "registration=10m"], &[]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let node = kms_file(&second).node;
+    assert_eq!(decision(&authoriser, &node).unwrap_err(), "OS image is not allowed");
+    let (third, machine) = operator.project_with("kms-c", Setup::default());
+    let finished = up(&third, &machine, &["--register"], &contracts.environment());
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert_eq!(kms_file(&third).node, node);
+    assert_eq!(decision(&authoriser, &node), Ok(()));
 }
 
 #[test]

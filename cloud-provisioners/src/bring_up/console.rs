@@ -219,6 +219,15 @@ mod tests {
             ("manifest unknown: manifest unknown", "no image of that name"),
             ("manifest for registry.local/dstack-kms:0.5.5 not found", "no image of that name"),
             ("app-compose.sh: failed to start containers", "compose file or the pre-launch script"),
+            (
+                "tls: failed to verify certificate: x509: certificate signed by unknown authority",
+                "public roots",
+            ),
+            ("write /var/lib/docker/tmp/x: no space left on device", "disk_size"),
+            ("Bind for 0.0.0.0:18000 failed: port is already allocated", "18000"),
+            ("listen tcp4 0.0.0.0:18000: bind: address already in use", "18000"),
+            ("toomanyrequests: You have reached your pull rate limit", "a registry of your own"),
+            ("QGS error code: 0x12001", "pccs-host"),
             ("Waiting for the system time to be synchronized", "secure_time"),
         ] {
             let mut milestones = Milestones::default();

@@ -31,12 +31,12 @@ pub enum Error {
         remedy: &'static str,
     },
     /// The KMS cannot be asked, or says no for good.
-    #[error("{call}: the KMS {source}")]
+    #[error("{call}: the KMS {answer}")]
     Node {
         /// What it was asked for.
         call: &'static str,
-        /// Why not.
-        source: NodeError,
+        /// Why not; told by the message itself.
+        answer: NodeError,
     },
     /// What the machine measures, or shows, is not what it should be.
     #[error("{what} is {actual}, expected {expected}")]
@@ -64,7 +64,12 @@ pub enum Error {
     Development,
     /// Measurements could not be registered.
     #[error("the measurements were not registered")]
-    Registration(#[source] Cause),
+    Registration {
+        /// Why not.
+        source: Cause,
+        /// The commands by which they are registered by hand.
+        commands: Vec<String>,
+    },
     /// The machine's KMS was begun in another way.
     #[error("this machine's KMS was begun as {begun}, and now {now} is asked for")]
     OtherRole {
@@ -82,7 +87,7 @@ impl Error {
     /// Whether the time allowed was over.
     #[must_use]
     pub fn is_late(&self) -> bool {
-        matches!(self, Self::Late { .. } | Self::Node { source: NodeError::Unreachable(_), .. })
+        matches!(self, Self::Late { .. } | Self::Node { answer: NodeError::Unreachable(_), .. })
     }
 
     /// The next step.
@@ -92,7 +97,7 @@ impl Error {
             Self::Machine(error) => return error.hint(),
             Self::Late { look, .. } => return Some(format!("look at: {look}")),
             Self::Guest { remedy, .. } => remedy,
-            Self::Node { source, .. } => refusal_hint(source.refusal()?)?,
+            Self::Node { answer, .. } => refusal_hint(answer.refusal()?)?,
             Self::Unexpected { what: "os_image_hash", .. } => {
                 "the machine runs another image than the project names, or the image's hash is of another \
                  generation; if you know the hash to be right, give it with --os-image-hash"
@@ -115,7 +120,13 @@ impl Error {
                  with --operator naming your own address only"
             }
             Self::Development => "name an authoriser in its settings: chain, webhook or policy",
-            Self::Registration(_) => "mend that and run the same command again: it goes on from here",
+            Self::Registration { commands, .. } => {
+                return Some(format!(
+                    "mend that and run the same command again: it goes on from here. By hand, and then without \
+                     --register:\n  {}",
+                    commands.join("\n  ")
+                ));
+            }
             Self::OtherRole { .. } => "run it as before, or remove the machine first",
             Self::File(_) => return None,
         };
@@ -134,6 +145,10 @@ fn refusal_hint(refusal: Refusal) -> Option<&'static str> {
         Refusal::Token => {
             "the KMS printed a token when it started (core.onboard.token): give it with --onboard-token-file or \
              KMS_ONBOARD_TOKEN and run the same command again; each start has a new one"
+        }
+        Refusal::Outdated => {
+            "registering cannot help: the contract allows machines whose TCB status is UpToDate and no others; update \
+             the host's firmware, on GCP take another machine"
         }
         Refusal::Elsewhere => "run this from an address that the KMS's core.onboard.allow_from names",
         Refusal::AuthoriserAway => {
@@ -160,7 +175,7 @@ mod tests {
 
     fn refused(text: &str) -> Error {
         let source = NodeError::Refused { status: 400, text: text.to_owned() };
-        Error::Node { call: "Bootstrap", source }
+        Error::Node { call: "Bootstrap", answer: source }
     }
 
     /// The failures that users reported, and what they are told.
@@ -179,6 +194,7 @@ mod tests {
             ("KMS has already been bootstrapped", "goes on to the end"),
             ("received corrupt message of type InvalidContentType", "stale DNS"),
             ("the setup token is missing or wrong", "--onboard-token-file"),
+            ("KMS is not allowed: TCB status is not up to date", "update the host's firmware"),
             (
                 "this address may not set up the KMS (core.onboard.allow_from)",
                 "core.onboard.allow_from names",

@@ -104,8 +104,13 @@ impl Gate {
             Self::Registration => {
                 "register the measurements, then run the same command again: it goes on from here".into()
             }
-            Self::Finish | Self::Serving => format!(
+            Self::Finish => format!(
                 "whether the KMS's container restarts (restart: unless-stopped) and what it says: `{console}`"
+            ),
+            Self::Serving => format!(
+                "whether the KMS's container restarts (restart: unless-stopped) and what it says: `{console}`; one that \
+                 takes connections and does not answer mostly waits for its chain's endpoint: `keyferry chain doctor`, \
+                 or another endpoint"
             ),
         }
     }

@@ -20,6 +20,8 @@ use zeroize::Zeroizing;
 
 use super::node::{Authoriser, Front, Node, NodeError, Place, Served};
 
+/// For TCP and TLS, which a KMS does without asking anybody.
+const CONNECT: Duration = Duration::from_secs(5);
 /// For a question that is answered from memory.
 const PROBE: Duration = Duration::from_secs(10);
 /// For a question for which the KMS attests, asks its authoriser or another KMS.
@@ -186,7 +188,7 @@ fn client(allowed: Duration) -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(PROBE)
+        .connect_timeout(CONNECT)
         .timeout(allowed)
         .user_agent(concat!("keyferry/", env!("CARGO_PKG_VERSION")))
 }
@@ -198,6 +200,10 @@ fn plain(allowed: Duration) -> Result<reqwest::Client, NodeError> {
 async fn respond(request: reqwest::RequestBuilder) -> Result<Response, NodeError> {
     request.send().await.map_err(|error| match certificate_error(&error) {
         Some(why) => NodeError::Identity(why),
+        // A KMS that hangs behind its authoriser is another trouble than a closed port.
+        None if error.is_timeout() && !error.is_connect() => {
+            NodeError::Unreachable("takes connections and does not answer in time".to_owned())
+        }
         None => NodeError::Unreachable(chain(&error.without_url())),
     })
 }
@@ -262,4 +268,21 @@ fn rustls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::E
 /// An origin for an address and a name: `https://NAME:PORT`.
 pub(super) fn origin(domain: &str, address: SocketAddr) -> String {
     format!("https://{domain}:{}", address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_kms_that_hangs_is_told_from_one_that_is_not_there() {
+        // It takes connections, as the kernel does for it, and never reads from one.
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let allowed = Duration::from_millis(200);
+        let ask = async || send(plain(allowed).unwrap().get(&url), allowed).await.unwrap_err().to_string();
+        assert_eq!(ask().await, "takes connections and does not answer in time");
+        drop(listener);
+        assert!(ask().await.contains("refused"));
+    }
 }

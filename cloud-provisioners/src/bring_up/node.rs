@@ -57,6 +57,8 @@ pub enum Refusal {
     Token,
     /// It takes those who set it up from other addresses only.
     Elsewhere,
+    /// The machine's firmware is below what its vendor asks for.
+    Outdated,
     /// Its authoriser gives no answer yet.
     AuthoriserAway,
     /// The light client behind its authoriser lags, or its endpoint cannot prove what it says.
@@ -94,6 +96,8 @@ impl Refusal {
             || has("left alone")
         {
             Self::AuthoriserAway
+        } else if has("tcb status") {
+            Self::Outdated
         } else if has("not allowed") || has("boot denied") {
             Self::NotAllowed
         } else {
@@ -207,6 +211,7 @@ mod tests {
             ("the setup token is missing or wrong; the server printed it on its console", Refusal::Token),
             ("too many wrong setup tokens; restart the server for a new one", Refusal::Token),
             ("this address may not set up the KMS (core.onboard.allow_from)", Refusal::Elsewhere),
+            ("KMS is not allowed: TCB status is not up to date", Refusal::Outdated),
             ("domain contains an invalid DNS label", Refusal::Other),
         ] {
             assert_eq!(Refusal::of(text), refusal, "{text}");

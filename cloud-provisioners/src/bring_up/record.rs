@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kms_protocol::wire::webhook::BootInfo;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::{Error, durable};
 
@@ -50,18 +51,29 @@ impl Measured {
 
     /// What is registered on the KMS contract: the command of `keyferry chain`, and its value.
     #[must_use]
-    pub fn registrations(&self) -> [(&'static str, String); 3] {
-        [
+    pub fn registrations(&self) -> Vec<(&'static str, String)> {
+        let mut registrations = vec![
             ("add-image", format!("0x{}", self.os_image_hash)),
             ("add-kms", format!("0x{}", self.mr_aggregated)),
-            ("add-device", format!("0x{}", self.device_id)),
-        ]
+        ];
+        if self.names_a_device() {
+            registrations.push(("add-device", format!("0x{}", self.device_id)));
+        }
+        registrations
+    }
+
+    /// Whether the device id is one: that of a machine which tells none is the hash of nothing, and whoever registered it
+    /// would allow every such machine.
+    #[must_use]
+    pub fn names_a_device(&self) -> bool {
+        self.device_id != hex::encode(Sha256::digest(b""))
     }
 
     /// The commands by which they are registered by hand.
     #[must_use]
-    pub fn commands(&self) -> [String; 3] {
-        self.registrations().map(|(name, value)| format!("keyferry chain {name} {value}"))
+    pub fn commands(&self) -> Vec<String> {
+        let registrations = self.registrations().into_iter();
+        registrations.map(|(name, value)| format!("keyferry chain {name} {value}")).collect()
     }
 }
 
@@ -191,6 +203,21 @@ mod tests {
         let again = Record::open(&path, Role::First, "other").unwrap();
         assert_eq!(again.state, record.state);
         assert!(again.state.asked && again.state.machine == "m-1");
+    }
+
+    #[test]
+    fn the_hash_of_nothing_is_no_device_to_register() {
+        let mut measured = Measured {
+            tee_variant: "dstack-gcp-tdx".into(),
+            os_image_hash: "01".repeat(32),
+            mr_aggregated: "02".repeat(32),
+            device_id: "03".repeat(32),
+        };
+        assert_eq!(measured.commands()[2], format!("keyferry chain add-device 0x{}", "03".repeat(32)));
+        // What `dstack-util show` prints on GCP.
+        measured.device_id = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".into();
+        assert!(!measured.names_a_device());
+        assert_eq!(measured.commands().len(), 2);
     }
 
     #[test]

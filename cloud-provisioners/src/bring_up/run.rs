@@ -257,7 +257,13 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
         let measured = self.measure(place).await?;
         self.name(place).await?;
         if !self.record.state.registered {
-            let registered = self.registrar.register(&measured).await.map_err(Error::Registration)?;
+            if !measured.names_a_device() {
+                tracing::warn!(
+                    "the machine tells no device: its device id is the hash of nothing, and is not registered"
+                );
+            }
+            let failed = |source| Error::Registration { source, commands: measured.commands() };
+            let registered = self.registrar.register(&measured).await.map_err(failed)?;
             if registered {
                 self.observer.reached("the measurements are registered");
                 self.record.note(|state| state.registered = true)?;
@@ -287,7 +293,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
             match self.node.attestation_info(place).await {
                 Ok(info) => break info,
                 Err(source) if source.is_final() => {
-                    return Err(Error::Node { call: "GetAttestationInfo", source });
+                    return Err(Error::Node { call: "GetAttestationInfo", answer: source });
                 }
                 Err(error) => self.not_yet(&mut wait, &format!("it {error}")).await?,
             }
@@ -387,7 +393,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
                     }
                     self.not_yet(&mut wait, &last).await?;
                 }
-                _ => return Err(Error::Node { call, source }),
+                _ => return Err(Error::Node { call, answer: source }),
             }
         }
     }
@@ -432,7 +438,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
                     }
                     self.not_yet(&mut wait, &format!("Finish: the KMS {error}")).await?;
                 }
-                Err(source) => return Err(Error::Node { call: "Finish", source }),
+                Err(source) => return Err(Error::Node { call: "Finish", answer: source }),
             }
         }
         self.observer.reached("onboarding is finished");

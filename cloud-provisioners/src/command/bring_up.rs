@@ -288,6 +288,10 @@ async fn on_vmm(job: Job) -> Result<(), Failure> {
     let (directory, record) = (deployment.project().directory().to_owned(), deployment.bring_up_record());
     let machine = VmmMachine::new(&mut deployment, &client, &mut prepared, arguments.port, now);
     let mut machine = machine.map_err(failure)?;
+    if !arguments.clients.is_empty() && machine.published().is_loopback() {
+        let problem = format!("publishes port {} on loopback alone, where no client is", arguments.port);
+        return Err(failure(crate::Error::Setting { setting: "vmm_config.ports", problem }));
+    }
     if there.is_none() {
         ask(plan, arguments.yes).await?;
     }

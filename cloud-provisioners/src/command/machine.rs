@@ -12,6 +12,7 @@ use super::site::{Site, client, now};
 use super::{GoogleArguments, ProjectArguments, failure};
 use crate::gcp::{Client, Instance};
 use crate::gcp_tdx::{Deployment, MANAGED_BY, Observer, Prepared, Replace, Step};
+use crate::project::Project;
 use crate::{Deadline, Error, env_key};
 
 /// How often the serial port is asked for more.
@@ -289,8 +290,12 @@ pub(super) async fn list(arguments: List) -> Result<(), Failure> {
 }
 
 pub(super) async fn logs(arguments: Logs) -> Result<(), Failure> {
-    let (_, deployment, client) = opened(&arguments.project, &arguments.google).await?;
-    let config = deployment.config();
+    // The project is not opened for work: a bring-up that waits can be watched.
+    let site = Site::read()?;
+    let app = Project::open(&arguments.project.directory).and_then(|it| it.app()).map_err(failure)?;
+    let config = app.gcp_config.over(&site.settings.gcp);
+    config.validate().map_err(failure)?;
+    let client = client(&config.project, &arguments.google).await?;
     let read = async |start| {
         let output =
             client.serial_output(&config.zone, &config.instance_name, start, Deadline::within(READ)).await;
@@ -299,7 +304,7 @@ pub(super) async fn logs(arguments: Logs) -> Result<(), Failure> {
     let mut output = read(0).await?;
     let lines: Vec<&str> = output.contents.split_inclusive('\n').collect();
     let shown = lines[lines.len().saturating_sub(arguments.lines)..].concat();
-    if !print(&shown) {
+    if !print_text(&shown) {
         return Ok(());
     }
     if !arguments.follow {
@@ -314,14 +319,14 @@ pub(super) async fn logs(arguments: Logs) -> Result<(), Failure> {
             tracing::warn!(lost, "the server has dropped output before it could be read, bytes");
         }
         position = output.next.max(position);
-        if !print(&output.contents) {
+        if !print_text(&output.contents) {
             return Ok(());
         }
     }
 }
 
 /// Prints text as it is. Whether anyone still reads.
-fn print(text: &str) -> bool {
+pub(crate) fn print_text(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }

@@ -4,7 +4,7 @@ mod bring_up;
 mod firewall;
 pub mod host;
 pub mod host_access;
-mod machine;
+pub(crate) mod machine;
 mod new;
 mod pull;
 pub(crate) mod site;

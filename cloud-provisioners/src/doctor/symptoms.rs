@@ -20,7 +20,7 @@ const MEND_REGISTRATION: &str = "see the checks pccs-host and registration; then
 const NO_KEY: &str = "the guest has no sealing key: a link between its quote and the key provider is missing";
 
 /// More telling ones first: a line is known by the first that it contains.
-const SYMPTOMS: [Symptom; 22] = [
+const SYMPTOMS: [Symptom; 26] = [
     Symptom {
         text: "x86/tme: not enabled by BIOS",
         cause: "memory encryption is off in the firmware",
@@ -97,6 +97,26 @@ const SYMPTOMS: [Symptom; 22] = [
         text: "bootAuth/kms",
         cause: "the authorisation service cannot be asked: it is not up, or listens at another port",
         remedy: "wait for it; PORT of the service must be the port in kms.toml",
+    },
+    Symptom {
+        text: ":9200/",
+        cause: "the authorisation service is asked at port 9200 and listens at 8000, as it does unless it is told otherwise",
+        remedy: "PORT of the service must be the port in kms.toml",
+    },
+    Symptom {
+        text: "no space left on device",
+        cause: "the guest's disk is full",
+        remedy: "give it a larger one, vmm_config.disk_size or gcp_config.data_size in app.json, before there are keys on it",
+    },
+    Symptom {
+        text: "port is already allocated",
+        cause: "two containers publish the same port of the guest",
+        remedy: "change one in the compose; 18000 and 18545 need not be published at all",
+    },
+    Symptom {
+        text: "address already in use",
+        cause: "something else in the guest has the port that a container publishes",
+        remedy: "change it in the compose; 18000 and 18545 need not be published at all",
     },
     Symptom {
         text: "toomanyrequests",

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::Error;
-use crate::patience::{Deadline, Pauses};
 use crate::durable;
+use crate::patience::{Deadline, Pauses};
 
 /// No archive is larger; the published ones have less than 1 GiB.
 const LARGEST: u64 = 8 << 30;

@@ -138,6 +138,10 @@ fn refusal_hint(message: &str) -> Option<&'static str> {
             "Failed to load image",
             "`keyferry kms pull IMAGE --bare-metal --into DIR` into the VMM's image directory",
         ),
+        (
+            "No space left on device",
+            "make room on the host: `keyferry doctor tdx-host` says how much is free and where",
+        ),
         ("Invalid name", "use letters, digits, - and _"),
         ("unable to set guest cid", "change [cvm] cid_start in the VMM's configuration"),
     ]

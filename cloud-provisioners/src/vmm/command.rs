@@ -1,16 +1,22 @@
 //! `keyferry kms vmm`: a project's machine on a bare-metal host.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use command_line::{Exit, Failure, confirm, print_line};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
+use super::console::{LINES, Reader};
 use super::{Client, Deployment, Error, Machine, Outcome};
+use crate::command::machine::print_text;
 use crate::command::site::{Site, now};
 use crate::command::{ProjectArguments, failure};
 use crate::project::Project;
+
+/// How often a console that is followed is asked for.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// A machine on a bare-metal TDX host, through its dstack-vmm
 #[derive(Debug, Subcommand)]
@@ -98,11 +104,18 @@ pub struct Status {
 
 /// Arguments of `logs`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  keyferry kms vmm logs -C kms -n 50
+  keyferry kms vmm logs -C kms --follow     until Ctrl-C, also across the machine's restarts")]
 pub struct Logs {
     #[command(flatten)]
     project: ProjectArguments,
     #[command(flatten)]
     vmm: VmmArguments,
+    /// Go on with what the machine prints from now on
+    #[arg(short, long)]
+    follow: bool,
     /// This many of the last lines
     #[arg(short = 'n', long, default_value_t = 100, value_name = "N")]
     lines: usize,
@@ -236,14 +249,34 @@ async fn status(arguments: Status) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The project is not opened for work: a bring-up that waits can be watched.
 async fn logs(arguments: Logs) -> Result<(), Failure> {
-    let (mut deployment, client) = opened(&arguments.project, &arguments.vmm)?;
-    let log = deployment.log(&client, arguments.lines).await.map_err(failure)?;
-    print_line(log.trim_end());
-    for (symptom, line) in crate::doctor::recognise(&log) {
-        tracing::warn!(line, cause = symptom.cause, remedy = symptom.remedy, "known failure");
+    let project = Project::open(&arguments.project.directory).map_err(failure)?;
+    let client = arguments.vmm.client().map_err(|error| failure(error.into()))?;
+    let id = Deployment::id_at_a_glance(&project).map_err(failure)?;
+    let read = async |lines| client.log(&id, lines).await.map_err(|error| failure(error.into()));
+    if !arguments.follow {
+        let log = read(arguments.lines).await?;
+        print_line(log.trim_end());
+        tell_failures(&log);
+        return Ok(());
+    }
+    let (mut reader, log) = (Reader::default(), read(LINES).await?);
+    let there: Vec<&str> = reader.new_text(&log).split_inclusive('\n').collect();
+    let mut new = there[there.len().saturating_sub(arguments.lines)..].concat();
+    while print_text(&new) {
+        tell_failures(&new);
+        tokio::time::sleep(LOG_PAUSE).await;
+        let log = read(LINES).await?;
+        reader.new_text(&log).clone_into(&mut new);
     }
     Ok(())
+}
+
+fn tell_failures(log: &str) {
+    for (symptom, line) in crate::doctor::recognise(log) {
+        tracing::warn!(line, cause = symptom.cause, remedy = symptom.remedy, "known failure");
+    }
 }
 
 async fn remove(arguments: Remove) -> Result<(), Failure> {

@@ -25,6 +25,7 @@ use crate::{Deadline, Error};
 /// The section of `app.json` that is about the machine on a VMM.
 pub const SECTION: &str = "vmm_config";
 const OWN_DIRECTORY: &str = ".keyferry";
+const LEDGER: &str = ".keyferry/vmm.json";
 const MACHINE: &str = "vm";
 /// The guest's limit for `.user-config`. Source: `dstack-util/src/host_shared.rs`.
 const LARGEST_USER_CONFIG: usize = 1 << 20;
@@ -158,6 +159,25 @@ pub struct Prepared {
     pub images: Vec<ImageName>,
 }
 
+fn config_of(app: &App) -> Result<Config, Error> {
+    match app.other.get(SECTION) {
+        None => Ok(Config::default()),
+        Some(section) => Config::deserialize(section)
+            .map_err(|error| Error::Setting { setting: SECTION, problem: error.to_string() }),
+    }
+}
+
+fn name_of(app: &App, config: &Config) -> String {
+    let (section, instance) = (config.name.as_str(), app.gcp_config.instance_name.as_str());
+    match [section, instance].into_iter().find(|name| !name.is_empty()) {
+        Some(name) => name.to_owned(),
+        None => {
+            let last = Path::new(&app.name).file_name().and_then(|it| it.to_str()).unwrap_or("kms");
+            format!("dstack-{last}")
+        }
+    }
+}
+
 /// A project opened for work on its machine.
 pub struct Deployment {
     project: Project,
@@ -174,14 +194,10 @@ impl Deployment {
     /// When it cannot be read, or another process works on it.
     pub fn open(project: Project) -> Result<Self, Error> {
         let app = project.app()?;
-        let config = match app.other.get(SECTION) {
-            None => Config::default(),
-            Some(section) => Config::deserialize(section)
-                .map_err(|error| Error::Setting { setting: SECTION, problem: error.to_string() })?,
-        };
+        let config = config_of(&app)?;
         let own_directory = project.directory().join(OWN_DIRECTORY);
         std::fs::create_dir_all(&own_directory).map_err(Error::file("create", &own_directory))?;
-        let ledger = Ledger::open(&own_directory.join("vmm.json"), random_id)?;
+        let ledger = Ledger::open(&project.directory().join(LEDGER), random_id)?;
         Ok(Self { project, app, config, ledger })
     }
 
@@ -200,15 +216,19 @@ impl Deployment {
     /// The machine's name.
     #[must_use]
     pub fn name(&self) -> String {
-        let section = self.config.name.as_str();
-        match [section, self.app.gcp_config.instance_name.as_str()].into_iter().find(|name| !name.is_empty())
-        {
-            Some(name) => name.to_owned(),
-            None => {
-                let last = Path::new(&self.app.name).file_name().and_then(|it| it.to_str()).unwrap_or("kms");
-                format!("dstack-{last}")
-            }
-        }
+        name_of(&self.app, &self.config)
+    }
+
+    /// The VMM's id of a project's machine, for those who only look: whoever works on the project goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoInstance`] when there is none that the VMM has told the id of.
+    pub fn id_at_a_glance(project: &Project) -> Result<String, Error> {
+        let app = project.app()?;
+        let name = name_of(&app, &config_of(&app)?);
+        let resource = Ledger::glance(&project.directory().join(LEDGER), MACHINE, &name)?;
+        resource.and_then(|it| it.id).ok_or(Error::NoInstance { name })
     }
 
     /// The ports of the host that lead into the machine.
@@ -536,17 +556,6 @@ impl Deployment {
     #[must_use]
     pub fn holds_keys(&self) -> bool {
         self.app.key_provider.keys_die_with_the_machine()
-    }
-
-    /// What the machine printed, the last `lines` lines.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoInstance`] when there is none.
-    pub async fn log(&mut self, client: &Client, lines: usize) -> Result<String, Error> {
-        let name = self.name();
-        let machine = self.machine(client).await?.ok_or(Error::NoInstance { name })?;
-        Ok(client.log(&machine.id, lines).await?)
     }
 
     fn save(&self, client: &Client, machine: &Machine, now: &str) -> Result<(), Error> {

@@ -5,14 +5,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use super::console::{LINES, Reader};
 use super::{Client, Deployment, PortMapping, Prepared};
 use crate::Error;
 use crate::bring_up::{ConsoleText, Guest, Machine, Visitors};
-
-/// Lines of the console that are asked for at a time: more than a boot prints.
-const LINES: usize = 10_000;
-/// So much of the end of what was read is looked for in what is read next.
-const TAIL: usize = 1 << 10;
 
 /// A project's machine.
 pub struct VmmMachine<'a> {
@@ -23,8 +19,7 @@ pub struct VmmMachine<'a> {
     port: u16,
     /// The address of the host on which clients reach the KMS.
     published: IpAddr,
-    /// Position and end of what was read of the console.
-    read: (u64, String),
+    console: Reader,
     /// The error of the guest's boot that was told last.
     boot_error: String,
     /// The time as ISO 8601.
@@ -58,8 +53,14 @@ impl<'a> VmmMachine<'a> {
             ))
         })?;
         mapping.host_address = Ipv4Addr::LOCALHOST.to_string();
-        let read = (0, String::new());
-        Ok(Self { deployment, client, prepared, port, published, read, boot_error: String::new(), now })
+        let (console, boot_error) = (Reader::default(), String::new());
+        Ok(Self { deployment, client, prepared, port, published, console, boot_error, now })
+    }
+
+    /// The address of the host on which clients reach the KMS when they are let in.
+    #[must_use]
+    pub fn published(&self) -> IpAddr {
+        self.published
     }
 
     async fn machine(&mut self) -> Result<super::Machine, Error> {
@@ -96,13 +97,8 @@ impl Machine for VmmMachine<'_> {
     async fn console(&mut self, from: u64) -> Result<ConsoleText, Error> {
         let machine = self.machine().await?;
         let log = self.client.log(&machine.id, LINES).await?;
-        let (position, tail) = &self.read;
-        // The VMM knows no positions: what is new stands behind what was read last.
-        let known = (from == *position && !tail.is_empty()).then(|| log.rfind(tail.as_str())).flatten();
-        let mut text = known.map_or(log.as_str(), |at| &log[at + tail.len()..]).to_owned();
+        let mut text = self.console.new_text(&log).to_owned();
         let next = from + text.len() as u64;
-        let start = (0..=log.len().saturating_sub(TAIL)).rev().find(|at| log.is_char_boundary(*at));
-        self.read = (next, log[start.unwrap_or_default()..].to_owned());
         if !machine.boot_error.is_empty() && machine.boot_error != self.boot_error {
             text.push_str(&format!("\nthe VMM was told of a boot error: {}\n", machine.boot_error));
             self.boot_error = machine.boot_error;

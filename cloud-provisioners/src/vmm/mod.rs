@@ -2,6 +2,7 @@
 
 mod client;
 pub mod command;
+mod console;
 mod deployment;
 mod machine;
 mod types;

@@ -296,7 +296,9 @@ impl State {
                 let archive = self.objects.get(&(bucket, name)).cloned();
                 let archive =
                     archive.ok_or_else(|| (404, "notFound", format!("The object {source} was not found")))?;
-                self.insert("image", "", body, json!({"status": "READY"}))?;
+                // Later than any disk of a test, as an image is made after its disk.
+                let more = json!({"status": "READY", "creationTimestamp": "2099-01-01T00:00:00.000-07:00"});
+                self.insert("image", "", body, more)?;
                 self.archives.insert(body["name"].as_str().unwrap_or_default().to_owned(), archive);
                 Ok(())
             }
