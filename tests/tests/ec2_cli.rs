@@ -369,6 +369,30 @@ fn the_scripts_take_the_guides_variables() {
     assert!(!directory.join("nitro-enclave-key.pem").exists());
 }
 
+/// The key pair, and the RSA key, that EC2 made for upstream's script.
+#[test]
+fn a_key_pair_of_upstream_s_script_is_used_and_stays() {
+    let Some(operator) = Operator::new() else { return };
+    let directory = operator.directory("host");
+    let name = ("KeyName".to_owned(), "nitro-enclave-key".to_owned());
+    let made = operator.aws.ask(REGION, "CreateKeyPair", &[name]);
+    let key = made.split("<keyMaterial>").nth(1).unwrap().split("</keyMaterial>").next().unwrap();
+    assert!(key.starts_with("-----BEGIN RSA PRIVATE KEY-----"), "{key}");
+    let path = directory.join("nitro-enclave-key.pem");
+    std::fs::write(&path, key).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
+
+    let deployed = operator.script(&directory, "deploy_host.sh", &[]);
+    assert_eq!(deployed.code, Some(0), "{}", deployed.stderr);
+    assert!(!operator.aws.calls().iter().any(|call| call.action == "ImportKeyPair"));
+    let record = std::fs::read(directory.join("keyferry-host.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!(record["private_key"], "nitro-enclave-key.pem");
+    operator.done(&directory, &["down", "--yes"]);
+    assert_eq!(operator.left(), ["key-pair nitro-enclave-key"]);
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), key);
+}
+
 /// The calls of upstream's script and ours, beside each other: equal, stricter, or different for a reason.
 #[test]
 fn the_requests_are_upstream_s_or_stricter() {

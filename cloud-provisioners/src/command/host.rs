@@ -97,7 +97,7 @@ pub struct Up {
     /// User to log in as; told by the image when not given
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Private key to log in with; made when it is not there
+    /// Private key to log in with, or the public half of one that the SSH agent has; made when it is not there
     #[arg(short = 'i', long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Name of its public half in EC2

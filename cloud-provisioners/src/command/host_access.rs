@@ -65,7 +65,7 @@ pub struct HostArguments {
 /// How a host is reached, where no record says so.
 #[derive(Clone, Debug, Args)]
 pub struct LoginArguments {
-    /// File with the private key that logs in
+    /// File with the private key that logs in, or with the public half of one that the SSH agent has
     #[arg(long, value_name = "FILE")]
     pub ssh_key: Option<PathBuf>,
     /// Who logs in

@@ -5,22 +5,20 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use russh::keys::PrivateKey;
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
-use russh::keys::{Algorithm, PrivateKey};
 use zeroize::Zeroizing;
 
 use super::plan::Refusal;
 use crate::Error;
+use crate::nitro_host::LoginKey;
 
-/// Larger than any private key.
-const MAX_FILE: u64 = 64 << 10;
-
-/// The public half of the private key in `path`, as `ssh-ed25519 AAAA…`, or `None` when there is no such file.
+/// The public half of the key in `path`, as `ssh-ed25519 AAAA…`, or `None` when there is no such file.
 ///
 /// # Errors
 ///
-/// [`Refusal::KeyFile`] when the file is readable for others, has a passphrase, or is no Ed25519 or ECDSA key.
+/// [`Refusal::KeyFile`] when a private key is readable for others, or the file has no key that logs in.
 pub(super) fn public_key(path: &Path) -> Result<Option<String>, Error> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
@@ -28,26 +26,12 @@ pub(super) fn public_key(path: &Path) -> Result<Option<String>, Error> {
         Err(error) => return Err(Error::file("read", path)(error)),
     };
     let refuse = |problem: String| Error::Ec2(Refusal::KeyFile { path: path.to_owned(), problem });
-    if metadata.permissions().mode() & 0o077 != 0 {
+    let private = path.extension().is_none_or(|it| it != "pub");
+    if private && metadata.permissions().mode() & 0o077 != 0 {
         return Err(refuse("others may read it; it must have mode 0600".into()));
     }
-    if metadata.len() > MAX_FILE {
-        return Err(refuse(format!("has {} bytes, expected a private key", metadata.len())));
-    }
-    let text = Zeroizing::new(std::fs::read_to_string(path).map_err(Error::file("read", path))?);
-    if text.contains("BEGIN RSA PRIVATE KEY") {
-        return Err(refuse("is an RSA key, expected Ed25519 or ECDSA".into()));
-    }
-    let key = PrivateKey::from_openssh(text.as_bytes());
-    let key = key.map_err(|error| refuse(format!("is no private key of OpenSSH: {error}")))?;
-    if key.is_encrypted() {
-        return Err(refuse("has a passphrase, which nobody can enter here".into()));
-    }
-    match key.algorithm() {
-        Algorithm::Ed25519 | Algorithm::Ecdsa { .. } => {}
-        other => return Err(refuse(format!("is a key of type {other}, expected Ed25519 or ECDSA"))),
-    }
-    let mut public = key.public_key().clone();
+    let key = LoginKey::read(path).map_err(|error| refuse(error.to_string()))?;
+    let mut public = key.public().clone();
     public.set_comment("");
     let line = public.to_openssh().map_err(|error| refuse(error.to_string()))?;
     Ok(Some(line.trim_end().to_owned()))
@@ -119,9 +103,10 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         assert_eq!(problem(public_key(&path)), "others may read it; it must have mode 0600");
         std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
-        std::fs::write(&path, "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n").unwrap();
-        assert_eq!(problem(public_key(&path)), "is an RSA key, expected Ed25519 or ECDSA");
+        std::fs::write(&path, "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n")
+            .unwrap();
+        assert!(problem(public_key(&path)).starts_with("is an RSA key that cannot be used: "));
         std::fs::write(&path, "hello").unwrap();
-        assert!(problem(public_key(&path)).starts_with("is no private key of OpenSSH: "));
+        assert!(problem(public_key(&path)).starts_with("is no private key: "));
     }
 }

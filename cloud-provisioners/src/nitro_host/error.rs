@@ -206,8 +206,8 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::PrivateKey { .. } => {
-                "an Ed25519 or ECDSA key in OpenSSH's or PKCS#8 form without a passphrase is needed; \
-                 `keyferry host up` makes one"
+                "an Ed25519, ECDSA or RSA key without a passphrase is needed, or one that the SSH agent has \
+                 (`ssh-add`); `keyferry host up` makes one"
             }
             Self::Unreachable { address, .. } => {
                 return Some(format!(

@@ -4,12 +4,11 @@
 //! with yes. Only the pinned key's type is offered, so a host cannot answer with another key of its own.
 
 use std::borrow::Cow;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use russh::client::{self, Handle};
-use russh::keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::keys::{Algorithm, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Disconnect, Preferred};
 use tokio::fs::File;
 use tokio::time::timeout;
@@ -17,6 +16,7 @@ use transport::Endpoint;
 use zeroize::Zeroizing;
 
 use super::error::Error;
+use super::login::{KeyError, LoginKey};
 use super::reach::{HostKey, Reach};
 
 /// For the TCP connection alone.
@@ -25,8 +25,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 const LOGIN: Duration = Duration::from_secs(30);
 /// A peer that says nothing for this long, three times, is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Largest private key file.
-const MAX_KEY: u64 = 64 << 10;
 
 /// What goes to a command's standard input.
 #[derive(Debug)]
@@ -72,7 +70,11 @@ impl Session {
             port: reach.port,
             source,
         };
-        let key = load_key(&reach.private_key).await?;
+        let unusable =
+            |source: KeyError| Error::PrivateKey { path: reach.private_key.clone(), source: source.into() };
+        let path = reach.private_key.clone();
+        let reading = tokio::task::spawn_blocking(move || LoginKey::read(&path)).await;
+        let key = reading.map_err(|error| Error::Internal(error.into()))?.map_err(unusable)?;
         let algorithm =
             Algorithm::new(reach.host_key.algorithm()).map_err(|error| unreachable(error.into()))?;
         let config = client::Config {
@@ -88,9 +90,8 @@ impl Session {
         let pin = Pin { expected: reach.host_key.clone(), offered: Arc::clone(&offered) };
         let login = async {
             let mut handle = client::connect_stream(Arc::new(config), stream, pin).await?;
-            let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
-            let told = handle.authenticate_publickey(reach.user.clone(), key).await?;
-            Ok::<_, russh::Error>((handle, told.success()))
+            let admitted = key.log_in(&mut handle, &reach.user).await?;
+            Ok::<_, KeyError>((handle, admitted))
         };
         let logged_in = timeout(LOGIN, login).await;
         if let Some(offered) = offered.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -102,12 +103,17 @@ impl Session {
             Ok(Ok((_, false))) => {
                 Err(Error::LoginRefused { user: reach.user.clone(), address: reach.address })
             }
-            Ok(Err(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. })) => {
+            Ok(Err(KeyError::Ssh(russh::Error::NoCommonAlgo {
+                kind: russh::AlgorithmKind::Key,
+                theirs,
+                ..
+            }))) => {
                 let offered = format!("one of the types {}", theirs.join(", "));
                 let expected = format!("{} {}", reach.host_key.algorithm(), reach.host_key.fingerprint());
                 Err(Error::HostKeyDiffers { address: reach.address, expected, offered })
             }
-            Ok(Err(error)) => Err(unreachable(error.into())),
+            Ok(Err(KeyError::Ssh(error))) => Err(unreachable(error.into())),
+            Ok(Err(error)) => Err(unusable(error)),
             Err(late) => Err(unreachable(late.into())),
         }
     }
@@ -199,22 +205,4 @@ impl client::Handler for Pin {
         *self.offered.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
         Ok(false)
     }
-}
-
-async fn load_key(path: &Path) -> Result<PrivateKey, Error> {
-    let path = path.to_owned();
-    let loading = tokio::task::spawn_blocking(move || {
-        let failed = |reason: Box<dyn std::error::Error + Send + Sync>| Error::PrivateKey {
-            path: path.clone(),
-            source: reason,
-        };
-        let size = std::fs::metadata(&path).map_err(|error| failed(error.into()))?.len();
-        if size > MAX_KEY {
-            return Err(failed(format!("{size} bytes, expected at most {MAX_KEY}").into()));
-        }
-        let text =
-            std::fs::read_to_string(&path).map(Zeroizing::new).map_err(|error| failed(error.into()))?;
-        russh::keys::decode_secret_key(&text, None).map_err(|error| failed(error.into()))
-    });
-    loading.await.map_err(|error| Error::Internal(error.into()))?
 }
