@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -93,10 +93,10 @@ impl NitroHost {
         write(&self.path("authorized_keys"), &format!("{}\n", public_key.trim_end()));
     }
 
-    /// Its address.
+    /// Where its SSH server listens.
     #[must_use]
-    pub fn ip(&self) -> IpAddr {
-        self.address.ip()
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The key it proves itself with: `ssh-ed25519 AAAA…`.
@@ -147,7 +147,7 @@ impl NitroHost {
     /// How `keyferry` reaches it, as `keyferry host up` records it.
     fn record(&self) {
         let record = serde_json::json!({
-            "version": 1, "address": self.ip(), "port": self.address.port(), "user": "ec2-user",
+            "version": 1, "address": self.address.ip(), "port": self.address.port(), "user": "ec2-user",
             "private_key": "id_ed25519", "host_key": self.host_key(),
         });
         write(&self.path("keyferry-host.json"), &format!("{record:#}\n"));

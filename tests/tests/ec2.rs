@@ -72,6 +72,8 @@ fn wanted(directory: &Path) -> Wanted {
         user: None,
         host_key: None,
         adopt: None,
+        instance_connect: false,
+        profile: None,
     }
 }
 
@@ -124,7 +126,7 @@ async fn a_host_is_made_once_and_leaves_nothing() {
     let reach = Reach::load(&directory.join(REACH_FILE)).unwrap();
     assert_eq!((reach.user.as_str(), reach.port), ("ec2-user", 22));
     assert_eq!(reach.host_key.fingerprint(), "SHA256:E0CdEGNX/P59E5j0tmy5Mfjkh/i8CWvExiqrEyoyIek");
-    assert!(reach.private_key.is_file());
+    assert!(reach.private_key.unwrap().is_file());
     let upstream: Value =
         serde_json::from_slice(&std::fs::read(directory.join("deployment.json")).unwrap()).unwrap();
     assert_eq!(upstream, serde_json::json!({"instance_id": instance.id, "public_ip": "203.0.113.10"}));

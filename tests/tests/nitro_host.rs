@@ -333,10 +333,10 @@ async fn nobody_but_the_host_is_spoken_to() {
     assert_eq!(error.to_string(), "127.0.0.1: login as ubuntu refused: Permission denied (publickey)");
     assert!(error.hint().unwrap().contains("ec2-user"));
     let stranger = lab.machine.path("other_key");
-    let error = connect(Reach { private_key: stranger, ..reach.clone() }).await.unwrap_err();
+    let error = connect(Reach { private_key: Some(stranger), ..reach.clone() }).await.unwrap_err();
     assert!(matches!(error, Error::LoginRefused { .. }), "{error}");
     let none = lab.machine.path("authorized_keys");
-    let error = connect(Reach { private_key: none, ..reach.clone() }).await.unwrap_err();
+    let error = connect(Reach { private_key: Some(none), ..reach.clone() }).await.unwrap_err();
     assert!(matches!(error, Error::PrivateKey { .. }) && error.hint().is_some(), "{error}");
     let error = connect(Reach { port: 1, ..reach.clone() }).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");

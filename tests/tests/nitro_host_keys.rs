@@ -233,7 +233,7 @@ fn the_walk_from_zero_to_keys_and_to_nothing_left_works_as_printed() {
     let Some(mut lab) = Lab::with(NitroHost::launch) else { return };
     lab.start_kms(&"11".repeat(32));
     aws.set_host_key(&lab.host.host_key());
-    aws.set_public_ip(lab.host.ip());
+    aws.set_public_ip(lab.host.address().ip());
     let operator = Operator::new(&lab, aws);
 
     let blocks = readme_blocks("## A Nitro host from zero");
@@ -259,7 +259,7 @@ fn the_walk_from_zero_to_keys_and_to_nothing_left_works_as_printed() {
     // The host comes up with the key that EC2 was given.
     let (up, rest) = rest.split_at(rest.find("keyferry get-keys ").unwrap());
     let told = operator.done(up, &chosen).stdout;
-    assert!(told.contains(&format!("public ip:   {}\n", lab.host.ip())), "{told}");
+    assert!(told.contains(&format!("public ip:   {}\n", lab.host.address().ip())), "{told}");
     lab.host.admit(&operator.aws.login_key());
 
     let (fetch, down) = rest.split_at(rest.find("keyferry host down ").unwrap());

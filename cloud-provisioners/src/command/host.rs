@@ -65,6 +65,7 @@ Examples:
   keyferry host up                                 a c5.xlarge in the default VPC, SSH from your address
   keyferry host up --region eu-west-1 --spot --yes
   keyferry host up --ssm --instance-profile NAME   no open port at all
+  keyferry host up --instance-connect              no key pair: a new key for each connection
   keyferry host up --adopt i-0123456789abcdef0 --key ~/.ssh/id_ed25519
 
 It shows what it is going to do and asks. Cut anywhere, it goes on from there when run again with the
@@ -100,6 +101,9 @@ pub struct Up {
     /// Private key to log in with, or the public half of one that the SSH agent has; made when it is not there
     #[arg(short = 'i', long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Log in with a new key for each connection, by EC2 Instance Connect: no key pair, and no key in a file
+    #[arg(long, conflicts_with_all = ["key", "key_name", "adopt"])]
+    instance_connect: bool,
     /// Name of its public half in EC2
     #[arg(long, value_name = "NAME")]
     key_name: Option<String>,
@@ -117,7 +121,7 @@ pub struct Up {
         default_value = "https://checkip.amazonaws.com"
     )]
     address_service: reqwest::Url,
-    /// Open no port: reach it through AWS Systems Manager
+    /// Open no port: SSH goes through AWS Systems Manager (takes the AWS CLI and its Session Manager plugin)
     #[arg(long, requires = "instance_profile", conflicts_with = "ssh_from")]
     ssm: bool,
     /// Instance profile whose role has AmazonSSMManagedInstanceCore
@@ -301,6 +305,8 @@ async fn wanted(arguments: &Up, directory: &Path, region: &str) -> Result<Wanted
         user: arguments.user.clone(),
         host_key: arguments.host_key.clone(),
         adopt: arguments.adopt.clone(),
+        instance_connect: arguments.instance_connect,
+        profile: arguments.aws.profile.clone(),
     })
 }
 

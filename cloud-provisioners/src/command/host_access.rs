@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::durable;
 use crate::nitro_host::{
     Action, Error, Facts, Finding, Host, HostKey, HostLog, Patience, REACH_FILE, Reach, ReachError, Severity,
-    Unit, Upload, Wanted, diagnose, setup, try_target,
+    Unit, Upload, Wanted, diagnose, quoted, setup, try_target,
 };
 
 /// Where the system keeps the keys of hosts.
@@ -95,7 +95,10 @@ impl HostArguments {
         };
         if let Some(mut reach) = record {
             let LoginArguments { ssh_key, ssh_user, ssh_port, host_key } = login.clone();
-            reach.private_key = ssh_key.unwrap_or(reach.private_key);
+            if let Some(key) = ssh_key {
+                reach.private_key = Some(key);
+                reach.aws.iter_mut().for_each(|aws| aws.instance_connect = false);
+            }
             reach.user = ssh_user.unwrap_or(reach.user);
             reach.port = ssh_port.unwrap_or(reach.port);
             reach.host_key = host_key.unwrap_or(reach.host_key);
@@ -118,7 +121,8 @@ impl HostArguments {
             })?,
         };
         let user = login.ssh_user.clone().unwrap_or_else(|| "ec2-user".to_owned());
-        Ok(Reach { address, port, user, private_key, host_key, instance_id: None })
+        let private_key = Some(private_key);
+        Ok(Reach { address, port, user, private_key, host_key, instance_id: None, aws: None })
     }
 }
 
@@ -292,7 +296,14 @@ fn write_through(stdout: &[u8], stderr: &str) {
 
 /// Becomes OpenSSH's client, with a file of known hosts that holds the pinned key and nothing else.
 fn shell(reach: &Reach) -> Failure {
-    let folder = reach.private_key.parent().unwrap_or(Path::new("")).to_owned();
+    let Some(key) = &reach.private_key else {
+        return Failure::new(
+            Exit::Usage,
+            "a shell needs a key in a file, and this host is given a new one each time",
+        )
+        .with_hint("give a command after --, or --ssh-key FILE");
+    };
+    let folder = key.parent().unwrap_or(Path::new("")).to_owned();
     let known = folder.join("keyferry-known-hosts");
     let line = match reach.port {
         22 => format!("{} {}\n", reach.address, reach.host_key),
@@ -302,10 +313,14 @@ fn shell(reach: &Reach) -> Failure {
         return Failure::new(Exit::Internal, error);
     }
     let mut command = std::process::Command::new("ssh");
-    command.arg("-i").arg(&reach.private_key).arg("-p").arg(reach.port.to_string());
+    command.arg("-i").arg(key).arg("-p").arg(reach.port.to_string());
     command.arg("-o").arg(format!("UserKnownHostsFile={}", known.display()));
     command.args(["-o", "GlobalKnownHostsFile=/dev/null", "-o", "StrictHostKeyChecking=yes"]);
     command.args(["-o", "IdentitiesOnly=yes", "-o", "UpdateHostKeys=no"]);
+    if let Some(words) = reach.tunnel() {
+        let words: Vec<String> = words.iter().map(|word| quoted(word).replace('%', "%%")).collect();
+        command.arg("-o").arg(format!("ProxyCommand={}", words.join(" ")));
+    }
     command.arg(format!("{}@{}", reach.user, reach.address));
     let error = command.exec();
     Failure::new(Exit::Internal, format!("ssh: {error}"))
@@ -438,7 +453,8 @@ pub fn failure(error: Error) -> Failure {
     let exit = match &error {
         error if error.is_refusal() => Exit::Refused,
         error if error.is_no_answer() => Exit::NoAnswer,
-        Error::PrivateKey { .. } => Exit::Usage,
+        Error::PrivateKey { .. } | Error::NoKey { .. } => Exit::Usage,
+        Error::NoAwsCli { .. } | Error::NoSessionPlugin => Exit::Usage,
         _ => Exit::Internal,
     };
     let hint = error.hint();

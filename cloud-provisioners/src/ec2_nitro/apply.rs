@@ -37,7 +37,7 @@ pub trait Observer: Send {
 /// A host that runs.
 pub(super) struct Running {
     pub(super) instance: Instance,
-    pub(super) host_key: Option<HostKey>,
+    pub(super) host_key: HostKey,
 }
 
 pub(super) struct Apply<'a> {
@@ -230,11 +230,9 @@ impl Apply<'_> {
         if !instance.enclaves {
             return Err(AwsError::EnclavesOff { instance: id }.into());
         }
-        let ssm = matches!(self.state.wanted.access, Access::Ssm { .. });
         let host_key = match known {
-            Some(key) => Some(key),
-            None if ssm => None,
-            None => Some(self.learn_key(&id).await?),
+            Some(key) => key,
+            None => self.learn_key(&id).await?,
         };
         Ok(Running { instance, host_key })
     }
@@ -333,7 +331,7 @@ pub(super) fn new_instance<'a>(
         volume_gib: wanted.volume_gib,
         subnet,
         group,
-        key_name: group.map(|_| plan.key_name.as_str()),
+        key_name: group.filter(|_| !wanted.instance_connect).map(|_| plan.key_name.as_str()),
         instance_profile,
         spot: wanted.spot,
     }

@@ -120,7 +120,7 @@ impl Deployment {
 
     async fn observe(&self, client: &Client, wanted: &Wanted) -> Result<Found, Error> {
         let account = client.account().await?;
-        let local_key = key_pair::public_key(&wanted.key_file)?;
+        let local_key = if wanted.instance_connect { None } else { key_pair::public_key(&wanted.key_file)? };
         if let Some(id) = &wanted.adopt {
             let instances = client.instances(Which::Id(id)).await?;
             let (mut machine, mut image) = (None, None);
@@ -237,17 +237,17 @@ impl Deployment {
         let instance = &running.instance;
         let none = || Error::NoHost { directory: self.directory.clone() };
         let address = instance.address().ok_or_else(none)?;
-        if let Some(host_key) = &running.host_key {
-            let reach = Reach {
-                address,
-                port: SSH,
-                user: plan.user.clone(),
-                private_key: plan.wanted.key_file.clone(),
-                host_key: host_key.clone(),
-                instance_id: Some(instance.id.clone()),
-            };
-            reach.save(&self.directory.join(REACH_FILE))?;
-        }
+        let wanted = &plan.wanted;
+        let reach = Reach {
+            address,
+            port: SSH,
+            user: plan.user.clone(),
+            private_key: (!wanted.instance_connect).then(|| wanted.key_file.clone()),
+            host_key: running.host_key.clone(),
+            instance_id: Some(instance.id.clone()),
+            aws: wanted.aws(),
+        };
+        reach.save(&self.directory.join(REACH_FILE))?;
         let path = self.directory.join(DEPLOYMENT_FILE);
         let file = DeploymentFile { instance_id: instance.id.clone(), public_ip: address.to_string() };
         let failed = |source| Error::Json { path: path.clone(), source };

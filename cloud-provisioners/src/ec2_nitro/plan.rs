@@ -329,13 +329,16 @@ fn check_record(wanted: &Wanted, recorded: Recorded<'_>, found: &Found) -> Resul
         Access::Ssm { instance_profile } => format!("ssm by {instance_profile}"),
     };
     let optional = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
-    let settings: [(&'static str, String, String); 9] = [
+    let login =
+        |wanted: &Wanted| if wanted.instance_connect { "a new key each time" } else { "one key" }.to_owned();
+    let settings: [(&'static str, String, String); 10] = [
         ("region", before.region.clone(), wanted.region.clone()),
         ("instance type", before.instance_type.clone(), wanted.instance_type.clone()),
         ("image", before.image.to_string(), wanted.image.to_string()),
         ("subnet", optional(&before.subnet), optional(&wanted.subnet)),
         ("access", access(before), access(wanted)),
         ("key name", optional(&before.key_name), optional(&wanted.key_name)),
+        ("login", login(before), login(wanted)),
         ("disk", before.volume_gib.to_string(), wanted.volume_gib.to_string()),
         ("market", before.spot.to_string(), wanted.spot.to_string()),
         ("instance", optional(&before.adopt), optional(&wanted.adopt)),
@@ -430,6 +433,9 @@ fn user(wanted: &Wanted, image: &Image) -> Result<String, Refusal> {
 }
 
 fn plan_key(plan: &mut Plan, found: &Found) -> Result<(), Refusal> {
+    if plan.wanted.instance_connect {
+        return Ok(());
+    }
     let (name, path) = (plan.key_name.clone(), plan.wanted.key_file.clone());
     match (&found.key_pair, &found.local_key) {
         (Some(_), None) => return Err(Refusal::KeyWithoutFile { name, path }),
@@ -488,9 +494,8 @@ fn running(plan: &mut Plan, recorded: Recorded<'_>, instance: &Instance) {
     }
     let before = recorded.reach.filter(|reach| reach.instance_id.as_ref() == Some(&instance.id));
     let address: Option<IpAddr> = instance.address();
-    let current = before.is_some_and(|reach| Some(reach.address) == address)
-        && instance.state == "running"
-        && instance.enclaves;
+    let same = |reach: &Reach| Some(reach.address) == address && reach.aws == plan.wanted.aws();
+    let current = before.is_some_and(same) && instance.state == "running" && instance.enclaves;
     if !current {
         // A key once learned stays: a machine that moves to another address keeps its identity.
         let known = before.map(|reach| reach.host_key.clone());

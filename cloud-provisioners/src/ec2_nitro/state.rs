@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::nitro_host::HostKey;
+use crate::nitro_host::{Aws, HostKey};
 use crate::{Error, durable};
 
 /// Version of the file; a later one is refused rather than misread.
@@ -104,6 +104,23 @@ pub struct Wanted {
     pub host_key: Option<HostKey>,
     /// An existing instance to use instead of a new one.
     pub adopt: Option<String>,
+    /// Whether a new key is let in for each connection, by EC2 Instance Connect, instead of one key pair for all.
+    #[serde(default)]
+    pub instance_connect: bool,
+    /// The profile of `~/.aws/config`, where one was named; what reaches the host through AWS takes it too.
+    #[serde(default)]
+    pub profile: Option<String>,
+}
+
+impl Wanted {
+    /// What of AWS is to be on the way to the host.
+    pub(super) fn aws(&self) -> Option<Aws> {
+        let session_manager = matches!(self.access, Access::Ssm { .. });
+        let instance_connect = self.instance_connect;
+        let (region, profile) = (self.region.clone(), self.profile.clone());
+        let aws = Aws { region, profile, session_manager, instance_connect };
+        (session_manager || instance_connect).then_some(aws)
+    }
 }
 
 /// A launch that was begun: asking for it again with the same token gives the same instance.
@@ -210,6 +227,8 @@ pub(super) mod tests {
             user: None,
             host_key: None,
             adopt: None,
+            instance_connect: false,
+            profile: None,
         }
     }
 

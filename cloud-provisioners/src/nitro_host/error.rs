@@ -29,6 +29,47 @@ pub enum Error {
         /// The reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Nothing says which key logs in.
+    #[error("{address}: no key to log in with")]
+    NoKey {
+        /// The host.
+        address: IpAddr,
+    },
+    /// The AWS CLI, which carries sessions of Systems Manager, does not start.
+    #[error("the AWS CLI, aws, cannot be started")]
+    NoAwsCli {
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The AWS CLI does not find its plugin for sessions.
+    #[error("the AWS CLI does not find session-manager-plugin")]
+    NoSessionPlugin,
+    /// No session of Systems Manager led to the host's SSH server.
+    #[error("{instance}: no SSH connection through Systems Manager: {words}")]
+    NoSession {
+        /// The instance.
+        instance: String,
+        /// What was said.
+        words: String,
+    },
+    /// AWS does not want this session.
+    #[error("{instance}: session of Systems Manager refused: {words}")]
+    SessionRefused {
+        /// The instance.
+        instance: String,
+        /// What was said.
+        words: String,
+    },
+    /// EC2 Instance Connect did not let a key in.
+    #[error("{instance}: EC2 Instance Connect did not take the key")]
+    KeyNotSent {
+        /// The instance.
+        instance: String,
+        /// Whether AWS said no, as opposed to nothing.
+        refused: bool,
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The host showed another key than the pinned one.
     #[error("{address} shows the host key {offered}, expected {expected}")]
     HostKeyDiffers {
@@ -181,6 +222,8 @@ impl Error {
             self,
             Self::HostKeyDiffers { .. }
                 | Self::LoginRefused { .. }
+                | Self::SessionRefused { .. }
+                | Self::KeyNotSent { refused: true, .. }
                 | Self::Unfit(_)
                 | Self::Measurement { .. }
                 | Self::EnclaveState { .. }
@@ -194,10 +237,20 @@ impl Error {
         matches!(
             self,
             Self::Unreachable { .. }
+                | Self::NoSession { .. }
+                | Self::KeyNotSent { refused: false, .. }
                 | Self::Cut { .. }
                 | Self::TimedOut { .. }
                 | Self::NotBack { .. }
                 | Self::NoResultInTime { .. }
+        )
+    }
+
+    /// Whether there was no connection, which a host that starts may still give.
+    pub(super) fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::NoSession { .. } | Self::KeyNotSent { refused: false, .. }
         )
     }
 
@@ -208,6 +261,25 @@ impl Error {
             Self::PrivateKey { .. } => {
                 "an Ed25519, ECDSA or RSA key without a passphrase is needed, or one that the SSH agent has \
                  (`ssh-add`); `keyferry host up` makes one"
+            }
+            Self::NoKey { .. } => "give --ssh-key FILE",
+            Self::NoAwsCli { .. } => {
+                "install the AWS CLI, https://docs.aws.amazon.com/cli/latest/userguide/getting-started-install.html, and \
+                 its Session Manager plugin"
+            }
+            Self::NoSessionPlugin => {
+                "install it: https://docs.aws.amazon.com/systems-manager/latest/userguide/\
+                 session-manager-working-with-install-plugin.html"
+            }
+            Self::NoSession { .. } => {
+                "the instance must run, have an instance profile with AmazonSSMManagedInstanceCore, and reach Systems \
+                 Manager; after a start that takes some minutes"
+            }
+            Self::SessionRefused { .. } => {
+                "your credentials need ssm:StartSession on the instance and on the document AWS-StartSSHSession"
+            }
+            Self::KeyNotSent { .. } => {
+                "your credentials need ec2-instance-connect:SendSSHPublicKey on the instance; or log in with --ssh-key FILE"
             }
             Self::Unreachable { address, .. } => {
                 return Some(format!(

@@ -19,6 +19,8 @@ use crate::patience::{Deadline, Pauses};
 const MAX_OUTPUT: usize = 1 << 20;
 /// How much longer than the host's own deadline is waited for its word.
 const SLACK: Duration = Duration::from_secs(10);
+/// Systems Manager knows an instance that starts so many times later than its SSH server answers.
+const FIRST_SESSION: u32 = 5;
 /// Characters of a message that are shown.
 const SHOWN: usize = 600;
 /// Before each command that runs as root: nitro-cli wants HOME, and sudo may have cut the path.
@@ -104,7 +106,8 @@ impl Host {
     ///
     /// [`Error::Unreachable`], [`Error::HostKeyDiffers`], [`Error::LoginRefused`], [`Error::PrivateKey`].
     pub async fn connect(&mut self) -> Result<(), Error> {
-        self.connect_within(self.patience.connect).await
+        let sessions = self.reach.aws.as_ref().is_some_and(|aws| aws.session_manager);
+        self.connect_within(self.patience.connect * if sessions { FIRST_SESSION } else { 1 }).await
     }
 
     async fn connect_within(&mut self, allowed: Duration) -> Result<(), Error> {
@@ -119,7 +122,7 @@ impl Host {
                     self.session = Some(session);
                     return Ok(());
                 }
-                Err(error @ Error::Unreachable { .. }) if !deadline.passed() => {
+                Err(error) if error.is_unreachable() && !deadline.passed() => {
                     debug!(%error, "no connection yet");
                     pauses.pause(deadline).await;
                 }
@@ -234,17 +237,19 @@ impl Host {
         }
         let mut pauses = Pauses::new(Duration::from_millis(500), Duration::from_secs(5));
         loop {
-            match self.boot_id().await {
-                Ok(now) if now != boot_id => return Ok(()),
-                Ok(_) | Err(Error::Unreachable { .. } | Error::Cut { .. }) if !deadline.passed() => {
-                    self.close().await;
-                    pauses.pause(deadline).await;
-                }
-                Ok(_) | Err(Error::Unreachable { .. } | Error::Cut { .. }) => {
-                    return Err(Error::NotBack { waited });
-                }
+            let again = match self.boot_id().await {
+                Ok(now) => now == boot_id,
+                Err(error) if error.is_unreachable() || matches!(error, Error::Cut { .. }) => true,
                 Err(error) => return Err(error),
+            };
+            if !again {
+                return Ok(());
             }
+            if deadline.passed() {
+                return Err(Error::NotBack { waited });
+            }
+            self.close().await;
+            pauses.pause(deadline).await;
         }
     }
 
@@ -334,7 +339,7 @@ pub(super) fn not_json(step: &str, problem: impl Display) -> Error {
 }
 
 /// A word for the shell, whatever is in it.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 

@@ -126,6 +126,21 @@ impl From<HostKey> for String {
     }
 }
 
+/// What of AWS is between this machine and a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Aws {
+    /// The host's region.
+    pub region: String,
+    /// The profile of `~/.aws/config`, where one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Whether its SSH server is reached through sessions of Systems Manager, instead of at its address.
+    pub session_manager: bool,
+    /// Whether EC2 Instance Connect lets a new key in for each connection.
+    pub instance_connect: bool,
+}
+
 /// How a host is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -137,12 +152,16 @@ pub struct Reach {
     /// Who logs in; Amazon Linux has `ec2-user`.
     pub user: String,
     /// File with the private key that logs in. In the file, relative to the file's folder.
-    pub private_key: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_key: Option<PathBuf>,
     /// What the host must prove itself with.
     pub host_key: HostKey,
     /// The instance, where a cloud made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
+    /// What of AWS is on the way to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aws: Option<Aws>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -167,10 +186,21 @@ impl Reach {
         }
         let bytes = std::fs::read(&path).map_err(unreadable)?;
         let mut reach = parse(&bytes).map_err(|source| ReachError::Json { path: path.clone(), source })?;
-        if let Some(folder) = path.parent() {
-            reach.private_key = folder.join(&reach.private_key);
+        if let (Some(folder), Some(key)) = (path.parent(), &mut reach.private_key) {
+            *key = folder.join(&*key);
         }
         Ok(reach)
+    }
+
+    /// The words of a command that carries SSH to the host between its standard input and output, where no port is open.
+    pub(crate) fn tunnel(&self) -> Option<Vec<String>> {
+        let (aws, instance) = self.aws().filter(|(aws, _)| aws.session_manager)?;
+        Some(super::tunnel::command(aws, instance, self.port))
+    }
+
+    /// What of AWS is on the way to which instance.
+    pub(super) fn aws(&self) -> Option<(&Aws, &str)> {
+        self.aws.as_ref().zip(self.instance_id.as_deref())
     }
 
     /// Writes the record, whole or not at all, readable for its owner only. A private key in the same folder is recorded
@@ -182,9 +212,8 @@ impl Reach {
     pub fn save(&self, path: &Path) -> Result<(), ReachError> {
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut recorded = self.clone();
-        if let Ok(name) = self.private_key.strip_prefix(folder) {
-            recorded.private_key = name.to_owned();
-        }
+        let inside = |key: &PathBuf| key.strip_prefix(folder).map_or_else(|_| key.clone(), Path::to_owned);
+        recorded.private_key = self.private_key.as_ref().map(inside);
         let failed = |source| ReachError::Json { path: path.to_owned(), source };
         let content = Content { version: VERSION, reach: serde_json::to_value(recorded).map_err(failed)? };
         let mut bytes = serde_json::to_vec_pretty(&content).map_err(failed)?;
@@ -216,7 +245,8 @@ mod tests {
             address: [203, 0, 113, 7].into(),
             port: 22,
             user: "ec2-user".into(),
-            private_key: folder.join("id_ed25519"),
+            private_key: Some(folder.join("id_ed25519")),
+            aws: None,
             host_key: ED25519.parse().unwrap(),
             instance_id: Some("i-0123456789abcdef0".into()),
         }

@@ -11,18 +11,23 @@ use russh::client::{self, Handle};
 use russh::keys::{Algorithm, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Disconnect, Preferred};
 use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use transport::Endpoint;
 use zeroize::Zeroizing;
 
 use super::error::Error;
+use super::instance_connect::ephemeral_key;
 use super::login::{KeyError, LoginKey};
 use super::reach::{HostKey, Reach};
+use super::tunnel::Tunnel;
 
 /// For the TCP connection alone.
 const CONNECT: Duration = Duration::from_secs(10);
 /// For key exchange and login together.
 const LOGIN: Duration = Duration::from_secs(30);
+/// For the same through a session of Systems Manager, and its start.
+const SESSION: Duration = Duration::from_secs(90);
 /// A peer that says nothing for this long, three times, is gone.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
@@ -60,6 +65,8 @@ pub(crate) enum Broken {
 /// A connection that was logged in.
 pub(crate) struct Session {
     handle: Handle<Pin>,
+    /// What carries it, where that is not a connection of its own.
+    _tunnel: Option<Tunnel>,
 }
 
 impl Session {
@@ -70,11 +77,21 @@ impl Session {
             port: reach.port,
             source,
         };
-        let unusable =
-            |source: KeyError| Error::PrivateKey { path: reach.private_key.clone(), source: source.into() };
-        let path = reach.private_key.clone();
-        let reading = tokio::task::spawn_blocking(move || LoginKey::read(&path)).await;
-        let key = reading.map_err(|error| Error::Internal(error.into()))?.map_err(unusable)?;
+        let unusable = |source: KeyError| Error::PrivateKey {
+            path: reach.private_key.clone().unwrap_or_default(),
+            source: source.into(),
+        };
+        let key = match (reach.aws(), &reach.private_key) {
+            (Some((aws, instance)), _) if aws.instance_connect => {
+                ephemeral_key(aws, instance, &reach.user).await?
+            }
+            (_, Some(path)) => {
+                let path = path.clone();
+                let reading = tokio::task::spawn_blocking(move || LoginKey::read(&path)).await;
+                reading.map_err(|error| Error::Internal(error.into()))?.map_err(unusable)?
+            }
+            (_, None) => return Err(Error::NoKey { address: reach.address }),
+        };
         let algorithm =
             Algorithm::new(reach.host_key.algorithm()).map_err(|error| unreachable(error.into()))?;
         let config = client::Config {
@@ -83,23 +100,27 @@ impl Session {
             nodelay: true,
             ..client::Config::default()
         };
-        let endpoint = Endpoint::tcp(&reach.address.to_string(), reach.port)
-            .map_err(|error| unreachable(error.into()))?;
-        let stream = endpoint.connect(CONNECT).await.map_err(|error| unreachable(error.into()))?;
         let offered = Arc::new(Mutex::new(None));
         let pin = Pin { expected: reach.host_key.clone(), offered: Arc::clone(&offered) };
-        let login = async {
-            let mut handle = client::connect_stream(Arc::new(config), stream, pin).await?;
-            let admitted = key.log_in(&mut handle, &reach.user).await?;
-            Ok::<_, KeyError>((handle, admitted))
+        let (tunnel, logged_in) = match reach.aws() {
+            Some((aws, instance)) if aws.session_manager => {
+                let (tunnel, stream) = Tunnel::open(aws, instance, reach.port)?;
+                let login = log_in(config, stream, pin, key, &reach.user);
+                (Some(tunnel), timeout(SESSION, login).await)
+            }
+            _ => {
+                let endpoint = Endpoint::tcp(&reach.address.to_string(), reach.port)
+                    .map_err(|error| unreachable(error.into()))?;
+                let stream = endpoint.connect(CONNECT).await.map_err(|error| unreachable(error.into()))?;
+                (None, timeout(LOGIN, log_in(config, stream, pin, key, &reach.user)).await)
+            }
         };
-        let logged_in = timeout(LOGIN, login).await;
         if let Some(offered) = offered.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let expected = reach.host_key.fingerprint();
             return Err(Error::HostKeyDiffers { address: reach.address, expected, offered });
         }
         match logged_in {
-            Ok(Ok((handle, true))) => Ok(Self { handle }),
+            Ok(Ok((handle, true))) => Ok(Self { handle, _tunnel: tunnel }),
             Ok(Ok((_, false))) => {
                 Err(Error::LoginRefused { user: reach.user.clone(), address: reach.address })
             }
@@ -112,9 +133,15 @@ impl Session {
                 let expected = format!("{} {}", reach.host_key.algorithm(), reach.host_key.fingerprint());
                 Err(Error::HostKeyDiffers { address: reach.address, expected, offered })
             }
-            Ok(Err(KeyError::Ssh(error))) => Err(unreachable(error.into())),
+            Ok(Err(KeyError::Ssh(error))) => Err(match tunnel {
+                Some(tunnel) => tunnel.verdict().await,
+                None => unreachable(error.into()),
+            }),
             Ok(Err(error)) => Err(unusable(error)),
-            Err(late) => Err(unreachable(late.into())),
+            Err(late) => Err(match tunnel {
+                Some(tunnel) => tunnel.verdict().await,
+                None => unreachable(late.into()),
+            }),
         }
     }
 
@@ -180,6 +207,19 @@ impl Session {
         let goodbye = self.handle.disconnect(Disconnect::ByApplication, "", "");
         let _gone_either_way = timeout(Duration::from_secs(1), goodbye).await;
     }
+}
+
+/// Speaks SSH on a stream, up to the answer whether the key is let in.
+async fn log_in<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    config: client::Config,
+    stream: S,
+    pin: Pin,
+    key: LoginKey,
+    user: &str,
+) -> Result<(Handle<Pin>, bool), KeyError> {
+    let mut handle = client::connect_stream(Arc::new(config), stream, pin).await?;
+    let admitted = key.log_in(&mut handle, user).await?;
+    Ok((handle, admitted))
 }
 
 /// Compares the host's key with the pinned one.

@@ -64,17 +64,19 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
         return Ok(answer((200, "203.0.113.7\n".to_owned())));
     }
     let body = Limited::new(body, LARGEST).collect().await.map_err(|_| NoAnswer)?.to_bytes();
-    let mut parameters: Vec<(String, String)> = serde_urlencoded::from_bytes(&body).map_err(|_| NoAnswer)?;
-    let action = parameters.iter().position(|(name, _)| name == "Action");
-    let action = action.map(|index| parameters.remove(index).1).unwrap_or_default();
-    parameters.retain(|(name, _)| name != "Version");
     let text = |name: &str| head.headers.get(name).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    let target = text("x-amz-target").to_owned();
+    let (action, parameters) = match target.rsplit_once('.') {
+        Some((_, action)) => (action.to_owned(), json_parameters(&body)?),
+        None => form_parameters(&body)?,
+    };
     // Credential=KEY/DATE/REGION/SERVICE/aws4_request
     let mut scope = text("authorization").split("Credential=").nth(1).unwrap_or_default().split('/').skip(2);
     let region = scope.next().unwrap_or_default().to_owned();
     let service = scope.next().unwrap_or_default().to_owned();
     let invocation = text("amz-sdk-invocation-id").to_owned();
-    let call = Call { action, parameters, region, invocation };
+    let json = (!target.is_empty()).then_some((target, body));
+    let call = Call { action, parameters, region, invocation, json };
 
     let fault = record(&shared, &call);
     match fault {
@@ -91,6 +93,23 @@ async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respon
         Some(Fault::HeldAfter) => hold(&shared).await,
         _ => Ok(answer(answered)),
     }
+}
+
+/// Action and parameters of the older services.
+fn form_parameters(body: &Bytes) -> Result<(String, Vec<(String, String)>), NoAnswer> {
+    let mut parameters: Vec<(String, String)> = serde_urlencoded::from_bytes(body).map_err(|_| NoAnswer)?;
+    let action = parameters.iter().position(|(name, _)| name == "Action");
+    let action = action.map(|index| parameters.remove(index).1).unwrap_or_default();
+    parameters.retain(|(name, _)| name != "Version");
+    Ok((action, parameters))
+}
+
+/// Parameters of the newer ones; what is no text is shown as JSON.
+fn json_parameters(body: &Bytes) -> Result<Vec<(String, String)>, NoAnswer> {
+    let fields: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(body).map_err(|_| NoAnswer)?;
+    let text = |value: serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Ok(fields.into_iter().map(|(name, value)| (name, text(value))).collect())
 }
 
 /// Keeps the call and finds its fault. Repetitions of one call share number and fault.
@@ -113,10 +132,10 @@ async fn hold(shared: &Shared) -> Result<Response<Full<Bytes>>, NoAnswer> {
 }
 
 fn answer((status, body): Answer) -> Response<Full<Bytes>> {
+    let kind = if body.starts_with('{') { "application/x-amz-json-1.1" } else { "text/xml;charset=UTF-8" };
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = StatusCode::from_u16(status).expect("the statuses here are valid");
-    let xml = header::HeaderValue::from_static("text/xml;charset=UTF-8");
-    answer.headers_mut().insert(header::CONTENT_TYPE, xml);
+    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     answer
 }
 
@@ -128,7 +147,11 @@ pub(super) async fn ask(
     action: &str,
     parameters: &Parameters,
 ) -> Answer {
-    let version = if service == "sts" { "2011-06-15" } else { "2016-11-15" };
+    let version = match service {
+        "sts" => "2011-06-15",
+        "iam" => "2010-05-08",
+        _ => "2016-11-15",
+    };
     let mut form = vec![("Action", action), ("Version", version)];
     form.extend(parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let body = serde_urlencoded::to_string(form).expect("text pairs are a form");
@@ -139,13 +162,24 @@ pub(super) async fn ask(
 
 /// Asks Systems Manager for a public parameter.
 pub(super) async fn parameter(shared: &Shared, region: &str, name: &str) -> Option<String> {
-    let request = shared.client.post(&shared.moto);
-    let request = request.header(header::CONTENT_TYPE, "application/x-amz-json-1.1");
-    let request = request.header("x-amz-target", "AmazonSSM.GetParameter");
-    let request = request.header(header::AUTHORIZATION, scope(region, "ssm"));
-    let (_, body) = send(request.body(serde_json::json!({ "Name": name }).to_string())).await;
+    let body = serde_json::json!({ "Name": name }).to_string().into();
+    let (_, body) = ask_json(shared, region, "ssm", "AmazonSSM.GetParameter", body).await;
     let answer: serde_json::Value = serde_json::from_str(&body).ok()?;
     Some(answer["Parameter"]["Value"].as_str()?.to_owned())
+}
+
+/// Passes a call of a newer service on to moto.
+pub(super) async fn ask_json(
+    shared: &Shared,
+    region: &str,
+    service: &str,
+    target: &str,
+    body: Bytes,
+) -> Answer {
+    let request = shared.client.post(&shared.moto);
+    let request = request.header(header::CONTENT_TYPE, "application/x-amz-json-1.1");
+    let request = request.header("x-amz-target", target);
+    send(request.header(header::AUTHORIZATION, scope(region, service)).body(body)).await
 }
 
 fn scope(region: &str, service: &str) -> String {

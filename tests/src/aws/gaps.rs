@@ -37,12 +37,15 @@ struct Extra {
     ending: u8,
     /// Looks at its console that find no keys.
     silent: u8,
+    /// Sessions that are asked for before Systems Manager knows it.
+    unconnected: u8,
 }
 
 /// A refusal as the service words it.
 pub(super) fn refusal(service: &str, status: u16, code: &str, message: &str) -> Answer {
     let error = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
     let body = match service {
+        "ssm" | "ec2-instance-connect" => format!("{{\"__type\": \"{code}\", \"message\": \"{message}\"}}"),
         "sts" => format!("<ErrorResponse>{error}<RequestId>front</RequestId></ErrorResponse>"),
         _ => format!("<Response><Errors>{error}</Errors><RequestID>front</RequestID></Response>"),
     };
@@ -63,6 +66,15 @@ pub(super) async fn carry_out(shared: &Shared, service: &str, call: &Call) -> An
             _ => (401, "AuthFailure", "AWS was not able to validate the provided access credentials"),
         };
         return refusal(service, status, code, message);
+    }
+    if let Some((target, body)) = &call.json {
+        let pass_on = front::ask_json(shared, &call.region, service, target, body.clone());
+        return match call.action.as_str() {
+            "StartSession" => start_session(shared, call).await,
+            "TerminateSession" => (200, "{\"SessionId\": \"keyferry-0123456789abcdef0\"}".to_owned()),
+            "SendSSHPublicKey" => send_key(shared, call, pass_on.await),
+            _ => pass_on.await,
+        };
     }
     let pass_on = async || front::ask(shared, &call.region, service, &call.action, &call.parameters).await;
     match call.action.as_str() {
@@ -135,7 +147,7 @@ async fn run_instances(shared: &Shared, call: &Call) -> Answer {
     let mut guard = shared.inner();
     let inner = &mut *guard;
     for id in elements(&body, "instanceId") {
-        let extra = Extra { enclaves, unseen: 1, pending: 1, ending: 0, silent: 1 };
+        let extra = Extra { enclaves, unseen: 1, pending: 1, ending: 0, silent: 1, unconnected: 1 };
         inner.gaps.instances.insert(id, extra);
     }
     let public = inner.public_ip.to_string();
@@ -246,6 +258,43 @@ fn console(shared: &Shared, call: &Call) -> Answer {
          <timestamp>2026-11-21T10:00:00.000Z</timestamp><output>{encoded}</output></GetConsoleOutputResponse>"
     );
     (200, body)
+}
+
+/// A session that carries SSH, to an instance that runs, has a role and has told Systems Manager of itself.
+async fn start_session(shared: &Shared, call: &Call) -> Answer {
+    let refuse = |code: &str, message: &str| refusal("ssm", 400, code, message);
+    let target = call.parameter("Target").unwrap_or_default().to_owned();
+    if call.parameter("DocumentName") != Some("AWS-StartSSHSession") {
+        return refuse("InvalidDocument", "expected AWS-StartSSHSession");
+    }
+    if call.parameter("Parameters") != Some(r#"{"portNumber":["22"]}"#) {
+        return refuse("ValidationException", "expected the port of SSH");
+    }
+    let named = [("InstanceId.1".to_owned(), target.clone())];
+    let (status, body) = front::ask(shared, &call.region, "ec2", "DescribeInstances", &named).await;
+    let mut inner = shared.inner();
+    let known = inner.gaps.instances.get_mut(&target).is_some_and(|extra| {
+        let known = extra.unconnected == 0;
+        extra.unconnected = 0;
+        known
+    });
+    if status != 200 || !known || !body.contains(">running<") || !body.contains("<iamInstanceProfile>") {
+        return refuse("TargetNotConnected", &format!("{target} is not connected."));
+    }
+    let session = serde_json::json!({
+        "SessionId": "keyferry-0123456789abcdef0",
+        "TokenValue": format!("token of {target}"),
+        "StreamUrl": format!("wss://ssmmessages.{}.amazonaws.com/v1/data-channel/keyferry", call.region),
+    });
+    (200, session.to_string())
+}
+
+/// A key that counts for the next logins, in place of the one before it.
+fn send_key(shared: &Shared, call: &Call, answer: Answer) -> Answer {
+    if let (Some(path), Some(key)) = (&shared.inner().admits, call.parameter("SSHPublicKey")) {
+        std::fs::write(path, format!("{key}\n")).expect("a file of the test");
+    }
+    answer
 }
 
 /// `NAME.1`, `NAME.2`, …

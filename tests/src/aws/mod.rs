@@ -6,6 +6,9 @@
 //! instance types and images that do not exist are refused; a security group in use is not deleted; a console shows the
 //! host's SSH key; instances take a moment to appear, to run and to end; regions that do not exist are refused.
 //!
+//! Systems Manager starts sessions with instances that have a role, a while after they began to run; keys of EC2 Instance
+//! Connect arrive at the instance.
+//!
 //! Left out: permissions, quotas, prices, and everything inside an instance.
 
 mod front;
@@ -13,6 +16,7 @@ mod gaps;
 mod moto;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -49,6 +53,8 @@ pub struct Call {
     pub region: String,
     /// Same for the repetitions of one call.
     invocation: String,
+    /// Target and body, for the services that take JSON.
+    json: Option<(String, hyper::body::Bytes)>,
 }
 
 impl Call {
@@ -108,6 +114,8 @@ struct Inner {
     faults: Vec<(usize, Fault)>,
     console: String,
     public_ip: IpAddr,
+    /// The instance's list of keys that log in.
+    admits: Option<PathBuf>,
 }
 
 impl Shared {
@@ -132,6 +140,7 @@ impl Aws {
             faults: Vec::new(),
             console: console(HOST_KEY),
             public_ip: Ipv4Addr::new(203, 0, 113, 10).into(),
+            admits: None,
         };
         let client = reqwest::Client::builder().no_proxy().timeout(HELD).build();
         let client = client.expect("a client without TLS needs nothing");
@@ -191,6 +200,33 @@ impl Aws {
         self.shared.inner().console = console(key);
     }
 
+    /// Has keys of EC2 Instance Connect written to this list of keys that log in.
+    pub fn admit_to(&self, authorized_keys: PathBuf) {
+        self.shared.inner().admits = Some(authorized_keys);
+    }
+
+    /// Makes an instance profile.
+    ///
+    /// # Panics
+    /// When moto does not.
+    pub fn make_instance_profile(&self, name: &str) {
+        let name = [("InstanceProfileName".to_owned(), name.to_owned())];
+        let _made = self.ask_service("us-east-1", "iam", "CreateInstanceProfile", &name);
+    }
+
+    /// The AWS CLI that `scripts/aws-tools.sh` installed: variables to find it by, with more in front of its path. `None`
+    /// where it is not, and says so.
+    #[must_use]
+    #[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+    pub fn cli(first: &Path) -> Option<[(&'static str, String); 2]> {
+        let Some(library) = moto::installed("awscli-") else {
+            println!("skipped: no AWS CLI; scripts/aws-tools.sh installs it from PyPI");
+            return None;
+        };
+        let path = format!("{}:{}:/usr/bin:/bin", first.display(), library.join("bin").display());
+        Some([("PATH", path), ("PYTHONPATH", library.display().to_string())])
+    }
+
     /// The public half of the key pair that the last instance was launched with, as it learns it when it boots.
     ///
     /// # Panics
@@ -248,13 +284,23 @@ impl Aws {
     /// When it does not answer, or refuses.
     #[must_use]
     pub fn ask(&self, region: &str, action: &str, parameters: &[(String, String)]) -> String {
+        self.ask_service(region, "ec2", action, parameters)
+    }
+
+    fn ask_service(
+        &self,
+        region: &str,
+        service: &'static str,
+        action: &str,
+        parameters: &[(String, String)],
+    ) -> String {
         let shared = Arc::clone(&self.shared);
         let (region, action, parameters) = (region.to_owned(), action.to_owned(), parameters.to_vec());
         // A test may be inside a runtime, where nothing can block on another.
         let asked = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("a runtime starts");
-            runtime.block_on(front::ask(&shared, &region, "ec2", &action, &parameters))
+            runtime.block_on(front::ask(&shared, &region, service, &action, &parameters))
         });
         let (status, body) = asked.join().expect("asking does not panic");
         assert_eq!(status, 200, "{body}");

@@ -14,7 +14,7 @@ pub(super) struct Moto {
 impl Moto {
     #[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
     pub(super) fn start() -> Option<Self> {
-        let Some(library) = installed() else {
+        let Some(library) = installed("moto-") else {
             println!("skipped: no moto; scripts/aws-tools.sh installs it from PyPI");
             return None;
         };
@@ -50,14 +50,14 @@ impl Drop for Moto {
     }
 }
 
-/// The directory `scripts/aws-tools.sh` installed moto into.
-fn installed() -> Option<PathBuf> {
+/// The directory `scripts/aws-tools.sh` installed something into.
+pub(super) fn installed(prefix: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
     let entries = std::fs::read_dir(cache.join("keyferry/aws")).ok()?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("moto-")))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
         .collect();
     found.sort();
     found.pop()

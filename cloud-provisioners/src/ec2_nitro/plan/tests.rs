@@ -63,7 +63,8 @@ fn reach() -> Reach {
         address: "203.0.113.10".parse().unwrap(),
         port: 22,
         user: "ec2-user".into(),
-        private_key: wanted().key_file,
+        private_key: Some(wanted().key_file),
+        aws: None,
         host_key: KEY.parse().unwrap(),
         instance_id: Some("i-1".into()),
     }
@@ -161,6 +162,32 @@ fn ssh_follows_its_operator_and_lets_nobody_else_in() {
     );
     let closed = Wanted { access: Access::Ssm { instance_profile: "p".into() }, ..wanted() };
     assert!(!steps(&closed, fresh(), &empty()).iter().any(|step| matches!(step, Step::AllowSsh(_))));
+}
+
+#[test]
+fn a_new_key_each_time_takes_no_key_pair() {
+    let ephemeral = Wanted { instance_connect: true, ..wanted() };
+    let planned = steps(&ephemeral, fresh(), &Found { local_key: None, ..empty() });
+    assert!(!planned.iter().any(|step| matches!(step, Step::MakeKey | Step::ImportKeyPair)), "{planned:?}");
+    let state = state();
+    let recorded = Recorded { deployment: ID, state: Some(&state), began: true, reach: None };
+    let differs = plan(&ephemeral, recorded, &made()).unwrap_err();
+    assert!(matches!(differs, Refusal::Differs { what: "login", .. }), "{differs}");
+}
+
+#[test]
+fn another_way_to_the_host_is_recorded() {
+    let closed = Wanted { access: Access::Ssm { instance_profile: "p".into() }, ..wanted() };
+    let mut state = state();
+    state.wanted.clone_from(&closed);
+    let reach = Reach { aws: closed.aws(), ..reach() };
+    let recorded = Recorded { deployment: ID, state: Some(&state), began: true, reach: Some(&reach) };
+    let found = made();
+    let records = |wanted: &Wanted| {
+        steps(wanted, recorded, &found).iter().any(|step| matches!(step, Step::Record { .. }))
+    };
+    assert!(!records(&closed));
+    assert!(records(&Wanted { profile: Some("work".into()), ..closed.clone() }));
 }
 
 #[test]
