@@ -224,3 +224,77 @@ fn check_id(setting: &'static str, value: &str) -> Result<(), Error> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files as the `prepare` of dstack-cloud wrote them, for its own image generation and for the one before. Fix the code,
+    /// not the vectors: projects go to and fro between the two programs.
+    #[test]
+    fn the_files_are_those_of_dstack_cloud() {
+        const OLD: &str = r#"{
+  "kms_urls": [
+    "https://kms.example.com:12001"
+  ],
+  "gateway_urls": [
+    "https://gw.example.com:12002"
+  ],
+  "pccs_url": "",
+  "vm_config": "{\"spec_version\": 2, \"os_image_hash\": \"abababababababababababababababababababababababababababababababab\"}"
+}"#;
+        const NEW: &str = r#"{
+  "kms_urls": [
+    "https://kms.example.com:12001"
+  ],
+  "gateway_urls": [
+    "https://gw.example.com:12002"
+  ],
+  "pccs_url": "",
+  "vm_config": "{\"spec_version\": 2, \"os_image_hash\": \"a8e25d91feac6b378a543df762d9c0937ca7ed3aced22d43655b8ce374565f7c\", \"gcp_measurement\": {\"checksum_file\": \"ODAxOThhNmE0NTIyZWFmZDEwOTdkMWY2MjYzZmZhNDA2NzU2NzJlZWQ4ZDBjOWNhMWYyZDI1Njg2NmFiMjg4ZSAgbWVhc3VyZW1lbnQuZ2NwLmNib3IK\", \"measurement\": \"Y2Jvcgo=\"}}"
+}"#;
+        const INSTANCE: &str = r#"{
+  "instance_id_seed": "4548efb60f4d63f6e5663e662459231012393b17",
+  "app_id": "dcd9c3ddfbe0b8d3a2e02f220b1df0d5bf0b65be"
+}"#;
+        let directory = tempfile::tempdir().unwrap();
+        let image = |name: &str, files: &[(&str, &str)]| {
+            let image = directory.path().join(name);
+            std::fs::create_dir(&image).unwrap();
+            for (file, text) in [("disk.raw", "")].iter().chain(files) {
+                std::fs::write(image.join(file), text).unwrap();
+            }
+            OsImage::find(name, &[directory.path().to_owned()]).unwrap()
+        };
+        let services = Services {
+            kms_urls: vec!["https://kms.example.com:12001".into()],
+            gateway_urls: vec!["https://gw.example.com:12002".into()],
+            ..Services::default()
+        };
+        let app = App {
+            name: "kms".into(),
+            instance_id_seed: "4548efb60f4d63f6e5663e662459231012393b17".into(),
+            app_id: "dcd9c3ddfbe0b8d3a2e02f220b1df0d5bf0b65be".into(),
+            ..App::default()
+        };
+        let project = Project::create(&directory.path().join("kms"), &app, "", "", "{}").unwrap();
+        let checksums =
+            "80198a6a4522eafd1097d1f6263ffa40675672eed8d0c9ca1f2d256866ab288e  measurement.gcp.cbor\n";
+        let new = [
+            ("digest.txt", "a8e25d91feac6b378a543df762d9c0937ca7ed3aced22d43655b8ce374565f7c"),
+            ("sha256sum.txt", checksums),
+            ("measurement.gcp.cbor", "cbor\n"),
+        ];
+        for (image, expected) in
+            [(image("old", &[("auth_hash.txt", &"ab".repeat(32))]), OLD), (image("new", &new), NEW)]
+        {
+            let files = project.prepare(&app, &services, &image, None).unwrap();
+            let text = |name: &str| {
+                let (_, bytes) = files.files().find(|(known, _)| *known == name).unwrap();
+                String::from_utf8(bytes.to_vec()).unwrap()
+            };
+            assert_eq!(text(SYS_CONFIG), expected);
+            assert_eq!(text(INSTANCE_INFO), INSTANCE);
+        }
+    }
+}
