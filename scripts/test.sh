@@ -52,6 +52,7 @@ if $all; then
   need mtype mtools
   step "SSH server of the tests of hosts"
   need /usr/sbin/sshd openssh-server
+  need jq jq
   step "SDKs of the tests that are apps"
   scripts/sdk-tools.sh
   step "tools of the tests that ask AWS"

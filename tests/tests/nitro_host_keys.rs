@@ -8,20 +8,23 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use e2e::aws::Aws;
 use e2e::{
-    APP_ID, Daemon, Finished, NitroHost, finish, kernel, kms_settings, program, readme_blocks, run,
-    static_agent,
+    APP_ID, Contracts, Daemon, Finished, NitroHost, finish, kernel, kms_settings, program, readme_blocks,
+    run, static_agent,
 };
 use enclave_vm::{MachineKind, Search};
 use serde_json::Value;
 
 /// For one command. A machine without KVM boots in seconds, if nobody else wants the processor.
 const DEADLINE: Duration = Duration::from_secs(400);
+
+/// The clock of an emulated machine stands still while others have the processor.
+const SLOW_CLOCK: [&str; 3] = ["--", "--max-clock-skew", "250s"];
 
 /// A host, and a KMS that it can reach.
 struct Lab {
@@ -43,7 +46,8 @@ impl Lab {
     fn with(host: fn() -> Result<NitroHost, String>) -> Option<Self> {
         let [cache, home, path] = ["XDG_CACHE_HOME", "HOME", "PATH"].map(std::env::var_os);
         let search = Search::in_environment(cache.as_deref(), home.as_deref(), path.as_deref());
-        let ready = kernel().map(drop);
+        let jq = path.iter().flat_map(std::env::split_paths).any(|folder| folder.join("jq").is_file());
+        let ready = if jq { kernel().map(drop) } else { Err("no jq".to_owned()) };
         let ready = ready
             .and_then(|()| search.find(MachineKind::Microvm).map(drop).map_err(|error| error.to_string()))
             .and_then(|()| host());
@@ -63,11 +67,14 @@ impl Lab {
 
     /// A KMS that knows one image, at the port of the one before it.
     fn start_kms(&mut self, image: &str) {
-        self.kms = None;
         let policy = self.host.path("policy.toml");
         fs::write(&policy, format!("[apps.{APP_ID}]\nimages = [\"{image}\"]\n")).unwrap();
-        let authoriser = format!("type = \"policy\"\n[core.auth_api.policy]\nfile = {policy:?}\n");
-        let settings = kms_settings(self.host.directory(), "", &authoriser);
+        self.start_kms_that_asks(&format!("type = \"policy\"\n[core.auth_api.policy]\nfile = {policy:?}\n"));
+    }
+
+    fn start_kms_that_asks(&mut self, authoriser: &str) {
+        self.kms = None;
+        let settings = kms_settings(self.host.directory(), "", authoriser);
         self.host.set("kms.toml", &settings.replace("port = 0", &format!("port = {}", self.port)));
         let kms = Daemon::start("kms-server", &["serve", "-c", &self.host.text("kms.toml")]);
         self.port = kms.port();
@@ -91,28 +98,33 @@ impl Lab {
         keys(&fs::read(self.host.path("direct.json")).unwrap())
     }
 
-    /// A script in the host's folder, with the guide's variables and what stands for things that are not there.
-    fn script(&self, name: &str, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
-        let script = format!("{}/../scripts/{name}", env!("CARGO_MANIFEST_DIR"));
-        let mut command = Command::new(script);
-        command
-            .args(arguments)
-            .current_dir(self.host.directory())
-            .env("XDG_RUNTIME_DIR", self.host.directory());
+    /// The host's folder, and what stands for things that are not there.
+    fn surround(&self, command: &mut Command) {
+        command.current_dir(self.host.directory()).env("XDG_RUNTIME_DIR", self.host.directory());
         command.env("KEYFERRY", program("keyferry")).env("KEYFERRY_HOST_PROXY", program("host-proxy"));
         command.env("KEYFERRY_AGENT", static_agent()).env("KEYFERRY_KERNEL", kernel().unwrap());
         command.env("NSM_ROOT", self.host.path("nsm")).env("PROXY_OPENS", format!("127.0.0.1:{}", self.port));
-        command.envs(variables.iter().copied());
-        command
     }
 
-    /// The command lines of the guide. The clock of an emulated machine stands still while others have the processor.
+    /// The README's line for this script of dstack's guide, as it is printed up to the script, then these arguments.
+    fn printed(&self, script: &str, arguments: &str) -> Finished {
+        let printed = readme_blocks("## Fetch keys through a Nitro host")[1].replace("\\\n", "");
+        let line = printed.lines().find_map(|line| Some(line.split_once(script)?.0)).unwrap();
+        let line = line.replace("https://<KMS_DOMAIN>:12001", &self.url()).replace("<APP_ID>", APP_ID);
+        fs::copy(self.host.path("id_ed25519"), self.host.path("dstack-nitro-enclave-key.pem")).unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-euc", &format!("{line}{}/../{script} {arguments}", env!("CARGO_MANIFEST_DIR"))]);
+        self.surround(&mut shell);
+        finish(shell, DEADLINE)
+    }
+
+    /// The script of the guide, with its variables.
     fn get_keys(&self, variables: &[(&str, &str)], arguments: &[&str]) -> Command {
-        let url = self.url();
-        let mut command = self.script("get_keys.sh", variables, arguments);
-        command.args(["--", "--max-clock-skew", "250s"]);
-        command.env("HOST", "127.0.0.1").env("KMS_URL", url).env("APP_ID", APP_ID);
-        command.env("KEY_PATH", "./id_ed25519");
+        let mut command = Command::new(format!("{}/../scripts/get_keys.sh", env!("CARGO_MANIFEST_DIR")));
+        command.args(arguments).args(SLOW_CLOCK);
+        self.surround(&mut command);
+        command.env("HOST", "127.0.0.1").env("KMS_URL", self.url()).env("APP_ID", APP_ID);
+        command.env("KEY_PATH", "./id_ed25519").envs(variables.iter().copied());
         command
     }
 }
@@ -138,7 +150,7 @@ fn the_guides_commands_fetch_the_keys_of_the_direct_trip_also_after_kill_9() {
     lab.start_kms(&"11".repeat(32));
 
     // Measured without a host: none is spoken to.
-    let measured = finish(lab.get_keys(&[], &["--show-mrs"]), DEADLINE);
+    let measured = lab.printed("scripts/get_keys.sh", &format!("--show-mrs {}", SLOW_CLOCK.join(" ")));
     assert_eq!(lab.host.steps(), 0);
     assert_eq!(measured.code, Some(0), "{measured:?}");
     assert!(measured.stderr.contains("compare it with the KMS's own root CA"), "{measured:?}");
@@ -162,7 +174,7 @@ fn the_guides_commands_fetch_the_keys_of_the_direct_trip_also_after_kill_9() {
     lab.host.clear("fault");
     assert!(!lab.host.path("app_keys.json").exists());
 
-    let fetched = finish(lab.get_keys(&[], &[]), DEADLINE);
+    let fetched = lab.printed("scripts/get_keys.sh", &SLOW_CLOCK.join(" "));
     assert_eq!(fetched.code, Some(0), "{fetched:?}\n{}", lab.host.read("console"));
     assert!(fetched.stderr.contains("booted"), "{fetched:?}");
     let path = lab.host.path("app_keys.json");
@@ -180,16 +192,16 @@ fn the_guides_commands_fetch_the_keys_of_the_direct_trip_also_after_kill_9() {
     assert_eq!(lab.direct(&lab.host.path(&format!(".keyferry/get-keys/{APP_ID}"))), on_host);
 }
 
-/// An operator's shell, in an empty directory.
+/// An operator's shell.
 struct Operator {
     home: tempfile::TempDir,
-    directory: tempfile::TempDir,
-    aws: Aws,
+    directory: PathBuf,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Operator {
     /// `keyferry`, and what is out there for an operator and is not here: AWS's root, and a KMS with a public address.
-    fn new(lab: &Lab, aws: Aws) -> Self {
+    fn new(lab: &Lab, directory: &Path, variables: &[(&'static str, String)]) -> Self {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("keyferry");
         let script = format!(
@@ -201,23 +213,21 @@ impl Operator {
         );
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
-        Self { home, directory: tempfile::tempdir().unwrap(), aws }
+        Self { home, directory: directory.to_owned(), variables: variables.to_vec() }
     }
 
-    fn done(&self, script: &str, more: &[(&str, String)]) -> Finished {
+    fn done(&self, script: &str) -> Finished {
         let mut shell = Command::new("sh");
-        shell.args(["-euc", script]).current_dir(self.directory.path()).env_clear().stdin(Stdio::null());
+        shell.args(["-euc", script]).current_dir(&self.directory).env_clear().stdin(Stdio::null());
         shell.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.home.path().display()));
-        shell.env("HOME", self.home.path()).envs(self.aws.environment());
-        shell.env("KEYFERRY_ADDRESS_SERVICE", self.aws.endpoint());
-        shell.envs(more.iter().map(|(name, value)| (name, value)));
+        shell.env("HOME", self.home.path()).envs(self.variables.iter().map(|(name, value)| (name, value)));
         let finished = finish(shell, DEADLINE);
         assert_eq!(finished.code, Some(0), "{script}\n{finished:?}");
         finished
     }
 
     fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.directory.path()).unwrap();
+        let entries = fs::read_dir(&self.directory).unwrap();
         let mut names: Vec<String> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -234,8 +244,6 @@ fn the_walk_from_zero_to_keys_and_to_nothing_left_works_as_printed() {
     lab.start_kms(&"11".repeat(32));
     aws.set_host_key(&lab.host.host_key());
     aws.set_public_ip(lab.host.address().ip());
-    let operator = Operator::new(&lab, aws);
-
     let blocks = readme_blocks("## A Nitro host from zero");
     let [values, walk] = &blocks[..] else { panic!("{blocks:#?}") };
     let chosen: Vec<(&str, String)> = vec![
@@ -247,42 +255,46 @@ fn the_walk_from_zero_to_keys_and_to_nothing_left_works_as_printed() {
         ("KEYFERRY_HOST_PROXY", program("host-proxy").display().to_string()),
         ("KEYFERRY_KERNEL", kernel().unwrap().display().to_string()),
     ];
+    let (directory, variables) = (tempfile::tempdir().unwrap(), aws.environment());
+    let address_service = [("KEYFERRY_ADDRESS_SERVICE", aws.endpoint())];
+    let operator =
+        Operator::new(&lab, directory.path(), &[&chosen[..], &variables, &address_service].concat());
     let named = values.lines().filter_map(|line| line.strip_prefix("export ")?.split('=').next());
     assert!(named.eq(chosen.iter().map(|(name, _)| *name)), "{values}");
 
     // The KMS is told of the image, as the reader is told to.
     let (measure, rest) = walk.split_at(walk.find("keyferry host up ").unwrap());
-    let measured = operator.done(measure, &chosen).stdout;
+    let measured = operator.done(measure).stdout;
     let hash = measured.lines().last().unwrap().strip_prefix("OS_IMAGE_HASH: 0x").unwrap();
     lab.start_kms(hash);
 
     // The host comes up with the key that EC2 was given.
     let (up, rest) = rest.split_at(rest.find("keyferry get-keys ").unwrap());
-    let told = operator.done(up, &chosen).stdout;
+    let told = operator.done(up).stdout;
     assert!(told.contains(&format!("public ip:   {}\n", lab.host.address().ip())), "{told}");
-    lab.host.admit(&operator.aws.login_key());
+    lab.host.admit(&aws.login_key());
 
     let (fetch, down) = rest.split_at(rest.find("keyferry host down ").unwrap());
-    let fetched = operator.done(fetch, &chosen);
+    let fetched = operator.done(fetch);
     assert!(fetched.stderr.contains("install nitro-cli\n"), "{fetched:?}");
-    let path = operator.directory.path().join("app_keys.json");
+    let path = operator.directory.join("app_keys.json");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     let on_host = keys(&fs::read(&path).unwrap());
     assert_eq!(lab.host.enclaves(), [""; 0]);
-    let project = operator.directory.path().join(format!(".keyferry/get-keys/{APP_ID}"));
+    let project = operator.directory.join(format!(".keyferry/get-keys/{APP_ID}"));
     assert_eq!(lab.direct(&project), on_host);
 
-    let there = operator.aws.inventory("us-east-1").len();
+    let there = aws.inventory("us-east-1").len();
     assert_eq!(there, 4, "an instance, its volume, its key pair and its security group");
     let files = [".keyferry", "app_keys.json", "deployment.json", "host_proxy.log", "keyferry-host.json"];
     assert_eq!(operator.files(), files);
-    let removed = operator.done(down, &chosen).stdout;
+    let removed = operator.done(down).stdout;
     assert!(removed.starts_with("TERMINATE the instance i-"), "{removed}");
     assert!(removed.ends_with("removed; nothing of this host is left\n"), "{removed}");
-    assert_eq!(operator.aws.inventory("us-east-1"), Vec::<String>::new());
+    assert_eq!(aws.inventory("us-east-1"), Vec::<String>::new());
     // What is kept is the reader's: the keys, the log, and the project whose image is registered.
     assert_eq!(operator.files(), [".keyferry", "app_keys.json", "host_proxy.log"]);
-    let kept: Vec<_> = fs::read_dir(operator.directory.path().join(".keyferry")).unwrap().flatten().collect();
+    let kept: Vec<_> = fs::read_dir(operator.directory.join(".keyferry")).unwrap().flatten().collect();
     assert!(kept.iter().all(|entry| entry.file_name() == "get-keys"), "{kept:?}");
 }
 
@@ -294,8 +306,7 @@ fn an_attestation_comes_with_the_keys_and_debug_mode_gives_a_console_instead() {
     let hash = measured.stdout.lines().last().unwrap().trim_start_matches("OS_IMAGE_HASH: 0x").to_owned();
     lab.start_kms(&hash);
 
-    let host = [("HOST", "127.0.0.1"), ("KEY_PATH", "id_ed25519")];
-    let fetched = finish(lab.script("fetch_attestation.sh", &host, &[]), DEADLINE);
+    let fetched = lab.printed("scripts/fetch_attestation.sh", "");
     assert_eq!(fetched.code, Some(0), "{fetched:?}\n{}", lab.host.read("console"));
     assert!(fetched.stdout.contains("Saved attestation to "), "{fetched:?}");
     let (document, root) = (lab.host.text("nitro_attestation.bin"), lab.host.text("nsm-root.pem"));
@@ -312,6 +323,66 @@ fn an_attestation_comes_with_the_keys_and_debug_mode_gives_a_console_instead() {
     assert!(console.contains("keyferry: "), "{console}");
     assert!(!lab.host.path("app_keys.json").exists());
     assert_eq!(lab.host.enclaves(), [""; 0]);
+}
+
+/// The contracts are asked before the host is; the KMS asks the same ones.
+#[test]
+fn an_image_goes_to_a_host_once_the_contracts_know_it() {
+    let Some(contracts) = Contracts::start() else { return };
+    let Some(mut lab) = Lab::new() else { return };
+    lab.start_kms_that_asks(&format!(
+        "type = \"chain\"\n[core.auth_api.chain]\nrpc_urls = [{:?}]\nchain_id = {}\nkms_contract = {:?}\n",
+        contracts.fact("rpcUrl"),
+        contracts.chain_id(),
+        contracts.fact("kmsContract"),
+    ));
+    let app_id = contracts.fact("appId");
+    let ask = |variables: &[(&str, &str)]| {
+        let mut command = lab.get_keys(&[&[("APP_ID", app_id)], variables].concat(), &[]);
+        command.arg("--check-registration").env_remove("PRIVATE_KEY");
+        finish(command, DEADLINE)
+    };
+    let chain = [("RPC_URL", contracts.fact("rpcUrl")), ("KMS_CONTRACT_ADDR", contracts.fact("kmsContract"))];
+    let refused = |words: &str| {
+        let told = ask(&chain);
+        assert_eq!(told.code, Some(3), "{told:?}");
+        assert!(told.stderr.contains("error: the contracts do not allow this image: "), "{told:?}");
+        assert!(told.stderr.contains(words), "expected {words:?}: {told:?}");
+        assert!(told.stderr.contains("hint: register it: `keyferry chain add-image 0x"), "{told:?}");
+    };
+
+    let measured = finish(lab.get_keys(&[("APP_ID", app_id)], &["--show-mrs"]), DEADLINE);
+    let image = measured.stdout.lines().last().unwrap().trim_start_matches("OS_IMAGE_HASH: ").to_owned();
+    refused("OS image is not allowed");
+    contracts.run(&["add-image", &image, "--yes"]);
+    refused("Compose hash not allowed");
+    contracts.run(&["add-hash", "--app-id", app_id, &image, "--yes"]);
+    let nowhere = ask(&[("RPC_URL", "http://127.0.0.1:1"), chain[1]]);
+    assert_eq!(nowhere.code, Some(4), "{nowhere:?}");
+    assert_eq!(lab.host.steps(), 0);
+
+    // From now on as the README has it, in the folder of the project and with the record of the host beside it.
+    let project = lab.host.path(&format!(".keyferry/get-keys/{}", app_id.trim_start_matches("0x")));
+    for file in ["keyferry-host.json", "id_ed25519"] {
+        fs::copy(lab.host.path(file), project.join(file)).unwrap();
+    }
+    let printed = readme_blocks("## Fetch keys through a Nitro host")[0];
+    let (chosen, commands) = printed.split_at(printed.find("keyferry get-keys").unwrap());
+    assert!(chosen.starts_with("export KEYFERRY_HOST_PROXY=…"), "{chosen}");
+    let commands = commands
+        .replace("-o app_keys.json", "-o app_keys.json --check-registration")
+        .replace("kms.example.com:12001", &format!("localhost:{}", lab.port));
+    let proxy = [("KEYFERRY_HOST_PROXY", program("host-proxy").display().to_string())];
+    let chain_of = chain.map(|(name, value)| (name, value.to_owned()));
+    let told = Operator::new(&lab, &project, &[&proxy[..], &chain_of].concat()).done(&commands).stdout;
+    assert!(told.contains("ready: Nitro CLI 1.4.2"), "{told}");
+    assert!(told.contains("nothing is wrong with this host\n"), "{told}");
+    let fetched = keys(&fs::read(project.join("app_keys.json")).unwrap());
+    assert!(fetched.iter().all(|key| key.len() == 64), "three keys");
+    let steps = lab.host.steps();
+    contracts.run(&["remove-image", &image, "--yes"]);
+    refused("OS image is not allowed");
+    assert_eq!(lab.host.steps(), steps);
 }
 
 #[test]
