@@ -27,7 +27,7 @@ pub use kms_machine::{Hold, KmsMachine, Setup, free_port};
 pub use machine::{Guest, Machine};
 pub use process::{Daemon, Finished, finish, run};
 pub use programs::program;
-pub use readme::readme_blocks;
+pub use readme::{readme_blocks, shell_blocks};
 pub use relay::Recorder;
 pub use sshd::NitroHost;
 pub use trip::{APP_ID, IMAGE, Trip, Variation, kms_settings, start_kms};

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::aws::{Aws, Call, Fault};
-use e2e::{Finished, finish, program};
+use e2e::{Finished, finish, program, shell_blocks};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -367,6 +367,64 @@ fn the_scripts_take_the_guides_variables() {
     operator.done(&directory, &["down", "--yes"]);
     assert_eq!(operator.left(), Vec::<String>::new());
     assert!(!directory.join("nitro-enclave-key.pem").exists());
+}
+
+/// The lines of docs/ec2-host.md, with names that exist.
+#[test]
+fn the_documented_ways_to_a_host_work_as_printed() {
+    const GUIDE: &str = include_str!("../../docs/ec2-host.md");
+    let Some(operator) = Operator::new() else { return };
+    let shell = |directory: &Path, line: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-euc", line]);
+        operator.surroundings(&mut command, directory);
+        let programs = program("keyferry");
+        command.env("PATH", format!("{}:/usr/bin:/bin", programs.parent().unwrap().display()));
+        let finished = finish(command, DEADLINE);
+        assert_eq!(finished.code, Some(0), "{line}: {}", finished.stderr);
+        let record = std::fs::read(directory.join("keyferry-host.json")).unwrap();
+        serde_json::from_slice::<Value>(&record).unwrap()
+    };
+    operator.aws.make_instance_profile("NAME");
+    let closed = shell_blocks(GUIDE, "## No open port, or no key")[0];
+    let [ssm, connect] = closed.lines().collect::<Vec<_>>()[..] else { panic!("{closed}") };
+    let bare = |line: &'static str| line.split('#').next().unwrap().trim_end();
+    let both = format!("{} {}", bare(ssm), bare(connect).strip_prefix("keyferry host up").unwrap());
+    for (name, line, expected) in [
+        ("ssm", bare(ssm), (true, false)),
+        ("connect", bare(connect), (false, true)),
+        ("both", &both, (true, true)),
+    ] {
+        let directory = operator.directory(name);
+        let record = shell(&directory, &format!("{line} --yes"));
+        let is = |name: &str| record["aws"][name].as_bool().unwrap();
+        assert_eq!((is("session_manager"), is("instance_connect")), expected, "{line}");
+        assert_eq!(record["private_key"].is_null(), expected.1, "{line}");
+        assert_eq!(directory.join(".keyferry/host_key").exists(), !expected.1, "{line}");
+        operator.done(&directory, &["down", "--yes"]);
+    }
+    let ports = operator.aws.calls().into_iter().filter(|it| it.action == "AuthorizeSecurityGroupIngress");
+    assert_eq!(ports.count(), 1, "with Systems Manager no port is opened");
+
+    // An instance of somebody else's, and the key that logs in there.
+    let other = operator.directory("other");
+    operator.done(&other, &["up", "--yes"]);
+    std::fs::rename(other.join(".keyferry/host_key"), operator.directory(".ssh").join("id_ed25519")).unwrap();
+    let images = operator.aws.ask(REGION, "DescribeInstances", &[]);
+    let text = |xml: &str, name: &str| {
+        xml.split(&format!("<{name}>")).nth(1).unwrap().split('<').next().unwrap().to_owned()
+    };
+    let launch = [("ImageId", text(&images, "imageId")), ("InstanceType", "m5.xlarge".into())];
+    let launch = launch.into_iter().chain([("MinCount", "1".into()), ("MaxCount", "1".into())]);
+    let launch: Vec<_> = launch.map(|(name, value)| (name.to_owned(), value)).collect();
+    let instance = text(&operator.aws.ask(REGION, "RunInstances", &launch), "instanceId");
+    let line = shell_blocks(GUIDE, "## An instance that is there")[0].trim_end();
+    assert!(line.contains("i-0123456789abcdef0") && line.lines().count() == 1, "{line}");
+    let record = shell(
+        &operator.directory("adopted"),
+        &format!("{} --yes", line.replace("i-0123456789abcdef0", &instance)),
+    );
+    assert_eq!(record["instance_id"], instance);
 }
 
 /// The key pair, and the RSA key, that EC2 made for upstream's script.
