@@ -320,7 +320,8 @@ fn an_attestation_comes_with_the_keys_and_debug_mode_gives_a_console_instead() {
     assert_eq!(debug.code, Some(3), "{debug:?}");
     assert!(debug.stderr.contains("warning: in debug mode PCR0, PCR1 and PCR2 are zero"), "{debug:?}");
     let console = lab.host.read("enclave_console.log");
-    assert!(console.contains("keyferry: "), "{console}");
+    let machine = lab.host.read("vm.log") + &lab.host.read("console");
+    assert!(console.contains("keyferry: "), "{console}\n{debug:?}\n{machine}");
     assert!(!lab.host.path("app_keys.json").exists());
     assert_eq!(lab.host.enclaves(), [""; 0]);
 }
