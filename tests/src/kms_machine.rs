@@ -22,7 +22,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{Notify, oneshot};
 
-use crate::Daemon;
+use crate::{Daemon, TdxHost};
 
 /// How a machine's KMS is set up, where that differs from the usual.
 #[derive(Default)]
@@ -31,6 +31,8 @@ pub struct Setup<'a> {
     pub port: Option<u16>,
     /// A machine under whose root the evidence is.
     pub like: Option<&'a KmsMachine>,
+    /// The TDX host it runs on, and the hash of its compose; an enclave when none is given.
+    pub tdx: Option<(Arc<TdxHost>, [u8; 32])>,
     /// Settings of `core.auth_api`; a policy when none are given.
     pub authoriser: Option<&'a str>,
     /// More settings.
@@ -40,7 +42,7 @@ pub struct Setup<'a> {
 /// A machine's KMS and what it needs there.
 pub struct KmsMachine {
     agent: GuestAgent,
-    emulator: Arc<Emulator>,
+    attester: Arc<Attester>,
     kms: Option<Daemon>,
     directory: TempDir,
     /// Where the KMS is reached.
@@ -65,15 +67,17 @@ impl KmsMachine {
     #[must_use]
     pub fn start_with(app_id: &str, setup: &Setup<'_>) -> Self {
         let config = nsm_emulator::Config::default();
-        let emulator = match setup.like {
-            Some(machine) => machine.emulator.another(config),
-            None => Emulator::new(config),
+        let like = setup.like.map(|machine| machine.attester.as_ref());
+        let attester = match (&setup.tdx, like) {
+            (Some((host, compose_hash)), _) => Attester::Tdx(Arc::clone(host), *compose_hash),
+            (None, Some(Attester::Nitro(emulator, _))) => Attester::nitro(emulator.another(config), app_id),
+            (None, _) => Attester::nitro(Emulator::new(config), app_id),
         };
-        let emulator = Arc::new(emulator.expect("a module starts"));
-        let agent = GuestAgent::start(Arc::clone(&emulator), app_id.parse().expect("an app id"));
+        let attester = Arc::new(attester);
+        let agent = GuestAgent::start(Arc::clone(&attester));
         let directory = tempfile::tempdir().expect("a temporary directory");
         let port = setup.port.unwrap_or_else(free_port);
-        let mut machine = Self { agent, emulator, kms: None, directory, port };
+        let mut machine = Self { agent, attester, kms: None, directory, port };
         machine.write_settings(setup);
         machine.restart();
         machine
@@ -94,8 +98,19 @@ impl KmsMachine {
     /// Never: the module signs.
     #[must_use]
     pub fn image_hash(&self) -> String {
-        let decoded = attestation::AttestationDocument::decode(&document(&self.emulator, &[0; 64]));
-        hex::encode(decoded.expect("the module's documents are readable").os_image_hash().as_bytes())
+        match self.attester.as_ref() {
+            Attester::Nitro(emulator, _) => hex::encode(image_hash(&document(emulator, &[0; 64]))),
+            Attester::Tdx(host, _) => host.image_hash(),
+        }
+    }
+
+    /// The kind of evidence it gives.
+    #[must_use]
+    pub fn platform(&self) -> &'static str {
+        match self.attester.as_ref() {
+            Attester::Nitro(..) => "dstack-nitro-enclave",
+            Attester::Tdx(..) => "dstack-tdx",
+        }
     }
 
     /// Settings that name the root of the machine's evidence.
@@ -129,7 +144,6 @@ impl KmsMachine {
     }
 
     fn write_settings(&self, setup: &Setup<'_>) {
-        write(&self.path("root.pem"), &self.emulator.root_pem());
         let image = self.image_hash();
         write(
             &self.path("policy.toml"),
@@ -139,11 +153,24 @@ impl KmsMachine {
                 crate::APP_ID
             ),
         );
-        let trust = format!(
-            "core.attestation.insecure_allow_external_trust_anchors = true\n\
-             core.attestation.root_ca.aws_nitro_enclave = {:?}\n",
-            self.path("root.pem")
-        );
+        let root = self.path("root.pem");
+        let anchors = match self.attester.as_ref() {
+            Attester::Nitro(emulator, _) => {
+                write(&root, &emulator.root_pem());
+                format!("core.attestation.root_ca.aws_nitro_enclave = {root:?}\n")
+            }
+            Attester::Tdx(host, _) => {
+                let measurements = self.path("measurements.json");
+                write(&root, host.root_pem());
+                write(&measurements, &host.measurements());
+                format!(
+                    "core.attestation.root_ca.tdx = {root:?}\ncore.attestation.urls.pccs = {:?}\n\
+                     core.image.tdx_measurements = {measurements:?}\n",
+                    host.pccs()
+                )
+            }
+        };
+        let trust = format!("core.attestation.insecure_allow_external_trust_anchors = true\n{anchors}");
         write(&self.trust(), &trust);
         let policy = self.path("policy.toml");
         let policy = format!("core.auth_api.type = \"policy\"\ncore.auth_api.policy.file = {policy:?}\n");
@@ -242,7 +269,7 @@ struct GuestAgent {
 }
 
 impl GuestAgent {
-    fn start(emulator: Arc<Emulator>, app_id: AppId) -> Self {
+    fn start(attester: Arc<Attester>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         listener.set_nonblocking(true).expect("a socket can be made non-blocking");
         let address = listener.local_addr().expect("a listener has an address");
@@ -254,7 +281,7 @@ impl GuestAgent {
             runtime.expect("a runtime starts").block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("the listener is usable");
                 tokio::select! {
-                    () = serve(listener, emulator, app_id, held) => {}
+                    () = serve(listener, attester, held) => {}
                     _ = stopped => {}
                 }
             });
@@ -275,13 +302,13 @@ impl Drop for GuestAgent {
     }
 }
 
-async fn serve(listener: tokio::net::TcpListener, emulator: Arc<Emulator>, app_id: AppId, hold: Hold) {
+async fn serve(listener: tokio::net::TcpListener, attester: Arc<Attester>, hold: Hold) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (emulator, hold) = (Arc::clone(&emulator), hold.clone());
+        let (attester, hold) = (Arc::clone(&attester), hold.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let (emulator, hold) = (Arc::clone(&emulator), hold.clone());
-                async move { Ok::<_, Infallible>(respond(&emulator, app_id, &hold, request).await) }
+                let (attester, hold) = (Arc::clone(&attester), hold.clone());
+                async move { Ok::<_, Infallible>(respond(&attester, &hold, request).await) }
             });
             // The client may hang up whenever it likes.
             let _ended = hyper::server::conn::http1::Builder::new()
@@ -291,12 +318,7 @@ async fn serve(listener: tokio::net::TcpListener, emulator: Arc<Emulator>, app_i
     }
 }
 
-async fn respond(
-    emulator: &Emulator,
-    app_id: AppId,
-    hold: &Hold,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+async fn respond(attester: &Attester, hold: &Hold, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let answer = match path.as_str() {
@@ -309,7 +331,7 @@ async fn respond(
             if report_data[..32] != [0; 32] && report_data[32..] == [0; 32] {
                 hold.pass().await;
             }
-            format!("{{\"attestation\":\"{}\"}}", hex::encode(evidence(emulator, app_id, report_data)))
+            format!("{{\"attestation\":\"{}\"}}", hex::encode(attester.evidence(report_data)))
         }
         "/Info" => "{\"vm_config\":\"\",\"app_name\":\"kms\"}".to_owned(),
         other => panic!("the agent has no {other}"),
@@ -317,12 +339,35 @@ async fn respond(
     Response::new(Full::new(Bytes::from(answer)))
 }
 
-fn evidence(emulator: &Emulator, app_id: AppId, report_data: [u8; 64]) -> Vec<u8> {
-    let document = document(emulator, &report_data);
-    let decoded = attestation::AttestationDocument::decode(&document).expect("the module's own document");
-    let hash = *decoded.os_image_hash().as_bytes();
-    let attestation = Attestation::nitro(document, Some(&app_id), report_data, &hash);
-    attestation.encode_v0().expect("a small attestation")
+/// What gives a machine its evidence.
+enum Attester {
+    /// An emulated module, for the app.
+    Nitro(Arc<Emulator>, AppId),
+    /// A TDX host, for a guest with this compose.
+    Tdx(Arc<TdxHost>, [u8; 32]),
+}
+
+impl Attester {
+    fn nitro<E: std::fmt::Debug>(emulator: Result<Emulator, E>, app_id: &str) -> Self {
+        Self::Nitro(Arc::new(emulator.expect("a module starts")), app_id.parse().expect("an app id"))
+    }
+
+    fn evidence(&self, report_data: [u8; 64]) -> Vec<u8> {
+        let attestation = match self {
+            Self::Nitro(emulator, app_id) => {
+                let document = document(emulator, &report_data);
+                let hash = image_hash(&document);
+                Attestation::nitro(document, Some(app_id), report_data, &hash)
+            }
+            Self::Tdx(host, compose_hash) => host.attestation(compose_hash, report_data),
+        };
+        attestation.encode_v0().expect("a small attestation")
+    }
+}
+
+fn image_hash(document: &[u8]) -> [u8; 32] {
+    let decoded = attestation::AttestationDocument::decode(document).expect("the module's own document");
+    *decoded.os_image_hash().as_bytes()
 }
 
 /// A document of the module with that user data.

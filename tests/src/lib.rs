@@ -16,6 +16,7 @@ mod readme;
 mod relay;
 pub mod serve;
 mod sshd;
+mod tdx;
 mod trip;
 pub mod vmm;
 
@@ -30,4 +31,5 @@ pub use programs::program;
 pub use readme::{readme_blocks, shell_blocks};
 pub use relay::Recorder;
 pub use sshd::NitroHost;
+pub use tdx::TdxHost;
 pub use trip::{APP_ID, IMAGE, Trip, Variation, kms_settings, start_kms};

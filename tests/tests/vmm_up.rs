@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cloud_provisioners::project::Project;
 use e2e::serve::{Answer, Server};
 use e2e::vmm::{Fault, Vmm};
-use e2e::{Contracts, Daemon, Finished, KmsMachine, Setup, finish, free_port, program};
+use e2e::{Contracts, Finished, KmsMachine, Setup, TdxHost, finish, free_port, program};
 use kms_protocol::kms_file::KmsFile;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -53,8 +54,12 @@ impl Operator {
         self.done(self.home.path(), &[&new[..], &["--compose", "docker-compose.yaml"]].concat());
         let directory = self.home.path().join(name);
         let project = Project::open(&directory).unwrap();
-        let app_id = project.compose(&project.app().unwrap(), None).unwrap().app_id();
+        let compose = project.compose(&project.app().unwrap(), None).unwrap();
+        let app_id = compose.app_id();
         setup.port = Some(port);
+        if let Some((_, hash)) = &mut setup.tdx {
+            *hash = compose.hash();
+        }
         (directory, KmsMachine::start_with(&hex::encode(app_id), &setup))
     }
 
@@ -84,15 +89,16 @@ impl Operator {
 }
 
 /// What brings the KMS on `machine` up, after the command's name and its own arguments.
-fn arguments<'a>(first: &[&'a str], texts: &'a [String; 3], more: &[&'a str]) -> Vec<&'a str> {
-    let [port, trust, image] = texts;
-    let common = ["--target", "vmm", "--domain", "localhost", "--platform", "dstack-nitro-enclave", "--yes"];
+fn arguments<'a>(first: &[&'a str], texts: &'a [String; 4], more: &[&'a str]) -> Vec<&'a str> {
+    let [port, trust, image, platform] = texts;
+    let common = ["--target", "vmm", "--domain", "localhost", "--platform", platform, "--yes"];
     let own = ["--port", port, "--trust", trust, "--os-image-hash", image];
     [first, &common, &own, more].concat()
 }
 
-fn texts(machine: &KmsMachine) -> [String; 3] {
-    [machine.port.to_string(), machine.trust().display().to_string(), machine.image_hash()]
+fn texts(machine: &KmsMachine) -> [String; 4] {
+    let trust = machine.trust().display().to_string();
+    [machine.port.to_string(), trust, machine.image_hash(), machine.platform().to_owned()]
 }
 
 fn kms_file(project: &Path) -> KmsFile {
@@ -252,76 +258,81 @@ fn a_kms_that_asks_for_a_token_is_given_it() {
     kms_file(&project);
 }
 
-/// Whether a service that reads the contract lets a KMS of these measurements boot; else why not.
-fn decision(authoriser: &Daemon, node: &kms_protocol::kms_file::Node) -> Result<(), String> {
-    let question = serde_json::json!({
-        "teeVariant": "dstack-tdx", "tcbStatus": "UpToDate", "advisoryIds": [], "mrSystem": "", "instanceId": "",
-        "mrAggregated": node.mr_aggregated, "osImageHash": node.os_image_hash, "deviceId": node.device_id,
-        "composeHash": node.compose_hash, "appId": "11".repeat(20), "keyProviderInfo": "",
-    });
-    let mut curl = Command::new("curl");
-    curl.args(["-fsS", "-H", "content-type: application/json", "-d", &question.to_string()]);
-    curl.arg(format!("http://127.0.0.1:{}/bootAuth/kms", authoriser.port()));
-    let finished = finish(curl, DEADLINE);
-    let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
-    match answer["isAllowed"].as_bool().unwrap() {
-        true => Ok(()),
-        false => Err(answer["reason"].as_str().unwrap().to_owned()),
-    }
-}
-
-/// What `up` writes to the contracts is what authorisers that read them decide by.
+/// KMSs with TDX evidence, whose authoriser reads the contract that `up` and `join` write to.
 #[test]
-fn a_kms_is_registered_on_the_chain_that_authorisers_read() {
+fn kmss_on_tdx_are_registered_on_the_chain_that_their_authorisers_read() {
     let Some(contracts) = Contracts::start() else { return };
     let operator = Operator::new();
+    let host = Arc::new(TdxHost::start());
     let (rpc, contract) = (contracts.fact("rpcUrl"), contracts.fact("kmsContract"));
-    let chain_id = contracts.chain_id().to_string();
-    let listen = ["auth-api", "--listen", "tcp:127.0.0.1:0"];
-    let reads = ["--rpc-url", rpc, "--kms-contract", contract, "--chain-id", &chain_id];
-    let authoriser = Daemon::start("kms-server", &[&listen[..], &reads].concat());
     let settings = format!(
         "core.auth_api.type = \"chain\"\ncore.auth_api.chain.rpc_urls = [{rpc:?}]\n\
-         core.auth_api.chain.chain_id = {chain_id}\ncore.auth_api.chain.kms_contract = {contract:?}\n"
+         core.auth_api.chain.chain_id = {}\ncore.auth_api.chain.kms_contract = {contract:?}\n",
+        contracts.chain_id()
     );
-    let up = |project: &Path, machine: &KmsMachine, more: &[&str], environment: &[(&str, String)]| {
-        let own = texts(machine);
-        let mut command = operator.command(project, &arguments(&["up"], &own, more));
+    let new = |name| {
+        let tdx = Some((Arc::clone(&host), [0; 32]));
+        operator.project_with(name, Setup { authoriser: Some(&settings), tdx, ..Setup::default() })
+    };
+    let run = |project: &Path, arguments: &[&str], environment: &[(&str, String)]| {
+        let mut command = operator.command(project, arguments);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         finish(command, DEADLINE)
     };
-    // This one asks the contract before it makes keys.
-    let (first, machine) =
-        operator.project_with("kms-a", Setup { authoriser: Some(&settings), ..Setup::default() });
-    let image = machine.image_hash();
+    let (first, machine) = new("kms-a");
+    let own = texts(&machine);
+    let up = |more: &[&'static str]| arguments(&["up"], &own, more);
 
     // Nothing says where the contract is: the exact commands are told.
-    let finished = up(&first, &machine, &["--register"], &[]);
+    let finished = run(&first, &up(&["--register"]), &[]);
     assert_eq!(finished.code, Some(3), "{}", finished.stderr);
-    for name in ["add-image", "add-kms"] {
-        let command = format!("\n  keyferry chain {name} 0x{image}\n");
+    let image = machine.image_hash();
+    for command in
+        [format!("\n  keyferry chain add-image 0x{image}\n"), "\n  keyferry chain add-kms 0x".to_owned()]
+    {
         assert!(finished.stderr.contains(&command), "{command}: {}", finished.stderr);
     }
-    // An emulated machine has no TCB status, which the contract refuses before anything else; nobody waits for that.
-    let finished = up(&first, &machine, &[], &[]);
-    assert_eq!(finished.code, Some(3), "{}", finished.stderr);
-    assert!(
-        finished.stderr.contains("TCB status is not up to date\nhint: registering cannot help"),
-        "{}",
-        finished.stderr
-    );
+    // Not registered, so not allowed, and waited for no longer than is asked.
+    let finished = run(&first, &up(&["--wait", "registration=1s"]), &[]);
+    assert_eq!(finished.code, Some(4), "{}", finished.stderr);
+    assert!(finished.stderr.contains("OS image is not allowed"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("hint: look at: register the measurements"), "{}", finished.stderr);
 
-    // With an authoriser of its own it comes up, and whoever reads the contract lets a machine like it boot.
-    let (second, machine) = operator.project_with("kms-b", Setup::default());
-    let finished = up(&second, &machine, &["--wait", "registration=10m"], &[]);
+    // Evidence under a root that is not trusted proves nothing, whatever was registered.
+    let other = operator.home.path().join("other.pem");
+    std::fs::write(&other, TdxHost::start().root_pem()).unwrap();
+    let trust = std::fs::read_to_string(machine.trust()).unwrap();
+    let root = machine.trust().with_file_name("root.pem");
+    let distrust = operator.home.path().join("distrust.toml");
+    std::fs::write(&distrust, trust.replace(root.to_str().unwrap(), other.to_str().unwrap())).unwrap();
+    let mut misled = own.clone();
+    misled[1] = distrust.display().to_string();
+    let finished = run(&first, &arguments(&["up"], &misled, &["--register"]), &contracts.environment());
+    assert_eq!(finished.code, Some(3), "{}", finished.stderr);
+    for told in
+        ["the measurements are registered", "evidence of the bootstrap does not verify", "--trust names"]
+    {
+        assert!(finished.stderr.contains(told), "{told}: {}", finished.stderr);
+    }
+    assert!(!first.join("kms.json").exists());
+
+    let finished = run(&first, &up(&[]), &[]);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    let node = kms_file(&second).node;
-    assert_eq!(decision(&authoriser, &node).unwrap_err(), "OS image is not allowed");
-    let (third, machine) = operator.project_with("kms-c", Setup::default());
-    let finished = up(&third, &machine, &["--register"], &contracts.environment());
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    assert_eq!(kms_file(&third).node, node);
-    assert_eq!(decision(&authoriser, &node), Ok(()));
+    assert!(finished.stderr.contains("the evidence binds the keys"), "{}", finished.stderr);
+    let file = kms_file(&first);
+    assert_eq!((file.node.tee_variant.as_str(), &file.node.os_image_hash), ("dstack-tdx", &image));
+    assert_ne!(file.node.mr_aggregated, image);
+
+    // A second node is another app, so it measures something else, and needs a registration of its own.
+    let (second, machine) = new("kms-b");
+    let own = texts(&machine);
+    let join = arguments(&["join", "../kms-a"], &own, &["--register"]);
+    let joined = run(&second, &join, &contracts.environment());
+    assert_eq!(joined.code, Some(0), "{}", joined.stderr);
+    let replica = kms_file(&second);
+    assert_eq!((&replica.k256_pubkey, &replica.ca_pubkey), (&file.k256_pubkey, &file.ca_pubkey));
+    assert_ne!(replica.node.mr_aggregated, file.node.mr_aggregated);
+    assert_ne!(replica.node.compose_hash, file.node.compose_hash);
 }
 
 #[test]
