@@ -522,6 +522,12 @@ fn a_compose_that_cannot_work_on_bare_metal() {
     host.fails("compose", "secure_time is true", &project);
     host.write("kms/app.json", r#"{"name": "kms", "key_provider": "tpm"}"#);
     host.fails("compose", "key_provider is tpm", &project);
+    let ports =
+        |port| format!(r#"{{"name":"kms","key_provider":"local","vmm_config":{{"ports":["{port}"]}}}}"#);
+    host.write("kms/app.json", &ports("tcp:127.0.0.1:9100:8000"));
+    host.fails("compose", "every port is published on loopback alone", &project);
+    host.write("kms/app.json", &ports("9100"));
+    host.fails("compose", "vmm_config.ports: \"9100\" is no port mapping", &project);
     host.write("kms/app.json", r#"{"name": "kms", "key_provider": "local"}"#);
     host.write("kms/docker-compose.yaml", "services: {}\n");
     host.fails("compose", "no service mounts /var/run/dstack.sock", &project);

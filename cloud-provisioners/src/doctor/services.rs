@@ -1,5 +1,6 @@
 //! What the KMS needs beside the VMM: Docker, a registry that has its image, an authoriser, a chain.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::net::{Certificates, Net, shown};
 use super::{Finding, Intended};
 use crate::project::{KeyProvider, Project};
 use crate::registry::{self, ImageName};
+use crate::vmm::{PortMapping, published};
 
 const DOCKER: &str = "/var/run/docker.sock";
 
@@ -62,9 +64,10 @@ pub(super) fn compose(intended: &Intended) -> Vec<Finding> {
     let read = Project::open(directory).and_then(|project| {
         let app = project.app()?;
         let compose = project.compose(&app, None)?;
-        Ok((app, compose))
+        let ports = published(&app)?;
+        Ok((app, compose, ports))
     });
-    let (app, compose) = match read {
+    let (app, compose, ports) = match read {
         Ok(read) => read,
         Err(error) => {
             let finding = error.to_string();
@@ -88,6 +91,14 @@ pub(super) fn compose(intended: &Intended) -> Vec<Finding> {
             &format!("key_provider is {}", app.key_provider.name()),
             "before any KMS exists only the host's key provider can give the KMS its sealing key",
             "set key_provider to local in app.json",
+        );
+    }
+    let on_host = |port: &PortMapping| port.host_address.parse().is_ok_and(|it: IpAddr| it.is_loopback());
+    if !ports.is_empty() && ports.iter().all(on_host) {
+        fail(
+            "every port is published on loopback alone",
+            "the KMS answers on the host, and neither other guests nor clients reach it",
+            "publish its port on 0.0.0.0 in vmm_config.ports of app.json: who gets keys is decided by evidence",
         );
     }
     let text = String::from_utf8_lossy(compose.as_bytes());

@@ -167,6 +167,17 @@ fn config_of(app: &App) -> Result<Config, Error> {
     }
 }
 
+/// The ports that a project publishes.
+pub(crate) fn published(app: &App) -> Result<Vec<PortMapping>, Error> {
+    ports_of(&config_of(app)?)
+}
+
+fn ports_of(config: &Config) -> Result<Vec<PortMapping>, Error> {
+    let wrong = |problem| Error::Setting { setting: "vmm_config.ports", problem };
+    let ports: Result<Vec<PortMapping>, _> = config.ports.iter().map(|port| port.parse()).collect();
+    ports.map_err(wrong)
+}
+
 fn name_of(app: &App, config: &Config) -> String {
     let (section, instance) = (config.name.as_str(), app.gcp_config.instance_name.as_str());
     match [section, instance].into_iter().find(|name| !name.is_empty()) {
@@ -237,9 +248,7 @@ impl Deployment {
     ///
     /// [`Error::Setting`] for one that is none.
     pub fn ports(&self) -> Result<Vec<PortMapping>, Error> {
-        let wrong = |problem| Error::Setting { setting: "vmm_config.ports", problem };
-        let ports: Result<Vec<PortMapping>, _> = self.config.ports.iter().map(|port| port.parse()).collect();
-        ports.map_err(wrong)
+        ports_of(&self.config)
     }
 
     /// Checks everything that can be checked on this machine.

@@ -8,6 +8,7 @@ mod machine;
 mod types;
 
 pub use client::{Client, Error};
+pub(crate) use deployment::published;
 pub use deployment::{Config, Deployment, Outcome, Prepared, Refusal, SECTION};
 pub use machine::VmmMachine;
 pub use types::{Configuration, GuestImage, Machine, PortMapping, UserConfig};
