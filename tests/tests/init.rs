@@ -208,6 +208,23 @@ fn a_parent_without_a_heartbeat_does_not_keep_the_app_from_its_keys() {
 }
 
 #[test]
+fn an_enclave_that_fails_at_once_gives_its_heartbeat_all_the_same() {
+    let late = |mut stream: UnixStream| {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        // Whoever does not wait for the answer is gone by the end of this.
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        if stream.read(&mut [0]).is_err() {
+            stream.write_all(&byte).unwrap();
+        }
+    };
+    let variation = Variation { module: &["--clock-offset", "60"], ..Variation::default() };
+    let scene = Scene::new(variation).with_proxy().with_port(9000, late);
+    let finished = scene.expect(3, "the NSM's, expected at most 5s");
+    assert!(finished.stderr.contains("the parent answered the heartbeat"), "{finished:?}");
+}
+
+#[test]
 fn without_a_proxy_there_are_no_keys_and_no_app() {
     let scene = Scene::new(Variation::default()).with_config("attempts = 2\n");
     scene.expect(4, "gave up after 2 attempts");

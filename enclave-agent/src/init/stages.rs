@@ -59,14 +59,21 @@ pub enum Role {
 /// # Errors
 /// [`InitError`]; that of the app itself is [`InitError::App`].
 pub async fn run(enclave: Enclave, role: Role) -> Result<(), InitError> {
+    let mut heartbeat = JoinSet::new();
+    heartbeat.spawn(beat(enclave.parent.clone()));
+    let end = boot(enclave, role).await;
+    // To nitro-cli an enclave that ends without its heartbeat has not booted, whatever its console says. It is bounded.
+    while heartbeat.join_next().await.is_some() {}
+    end
+}
+
+async fn boot(enclave: Enclave, role: Role) -> Result<(), InitError> {
     let Enclave { config, process, nsm, parent } = enclave;
     let mut signals =
         Signals::watch().map_err(|source| InitError::System { what: "cannot watch signals", source })?;
     for danger in config.dangers() {
         say(&format!("warning: {danger} is set in the measured configuration"));
     }
-    let mut background = JoinSet::new();
-    background.spawn(beat(parent.clone()));
     let nsm = open(&nsm).await?;
     let directory = match role {
         Role::First => {
@@ -82,6 +89,7 @@ pub async fn run(enclave: Enclave, role: Role) -> Result<(), InitError> {
     let settings = settings(&config, &parent, &process, &directory)?;
     let service = Service::start(settings, request(config, &parent)?, nsm, &mut narrate).await?;
     let keys = inherits.then(|| service.keys().clone());
+    let mut background = JoinSet::new();
     background.spawn(async move { match service.run(report).await {} });
     let program = process.args.first().cloned().unwrap_or_default();
     say(&format!("starting {program}"));
