@@ -192,16 +192,21 @@ pub async fn set(
             Err(error) => Err(error.into()),
         },
         Some(found) if same(&found, &wanted) => Ok(Outcome::Unchanged),
-        Some(found) if !found.network.ends_with(&wanted.network) => {
-            let problem =
-                format!("rule {} is on {}, the machine on {}", found.name, found.network, wanted.network);
-            Err(Error::Setting { setting: "gcp_config.network", problem })
-        }
-        Some(_) => {
+        Some(found) => {
+            check_network(&found, &wanted)?;
             client.change_firewall(&wanted, deadline).await?;
             Ok(Outcome::Changed)
         }
     }
+}
+
+/// Rules are named for machines, and a machine of the same name may be on another network.
+fn check_network(found: &Firewall, wanted: &Firewall) -> Result<(), Error> {
+    if found.network.ends_with(&wanted.network) {
+        return Ok(());
+    }
+    let problem = format!("rule {} is on {}, the machine on {}", found.name, found.network, wanted.network);
+    Err(Error::Setting { setting: "gcp_config.network", problem })
 }
 
 fn same(found: &Firewall, wanted: &Firewall) -> bool {
@@ -334,6 +339,24 @@ mod tests {
         let deny = body(Action::Deny);
         assert_eq!((&deny["priority"], &deny["denied"][0]["ports"][0]), (&900.into(), &"12001".into()));
         assert_eq!(deny.get("allowed"), None);
+    }
+
+    #[test]
+    fn a_rule_of_this_name_on_another_network_is_left_alone() {
+        let config = GcpConfig { instance_name: "dstack-kms".into(), ..GcpConfig::default() };
+        let wanted = rule(&config, Action::Allow, "12001".parse().unwrap(), &[]);
+        let on = |network: &str| Firewall { network: network.into(), ..wanted.clone() };
+        let here = on("https://www.googleapis.com/compute/v1/projects/p/global/networks/default");
+        check_network(&here, &wanted).unwrap();
+        let error = check_network(
+            &on("https://www.googleapis.com/compute/v1/projects/p/global/networks/vpc"),
+            &wanted,
+        );
+        let told = error.unwrap_err().to_string();
+        assert!(
+            told.contains("gcp_config.network") && told.contains("networks/vpc, the machine on"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -447,6 +447,15 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_disk_that_was_left_over_is_not_booted_from() {
+        let wanted = wanted(KeyProvider::Kms);
+        let found = Found { instance: None, data_disk: None, ..deployed(&wanted) };
+        let plan = plan(&wanted, &found, &Replace::No, false).unwrap();
+        let at = |step: &Step| plan.steps().iter().position(|it| it == step).unwrap();
+        assert!(at(&Step::DeleteStaleConfigurationDisk) < at(&Step::CreateInstance), "{:?}", plan.steps());
+    }
+
+    #[test]
     fn a_run_that_got_as_far_as_the_machine_is_done() {
         let wanted = wanted(KeyProvider::Tpm);
         let made = |configuration: &str| Found {
