@@ -112,6 +112,14 @@ pub struct Milestones {
 }
 
 impl Milestones {
+    /// Takes what was on the console before it was watched. Only the last start counts: what ended those before may have
+    /// been mended, and somebody may have restarted the machine.
+    pub fn catch_up(&mut self, text: &str) -> Vec<Milestone> {
+        let marks = Milestone::ALL.iter().filter(|(it, _)| *it == Milestone::Kernel);
+        let last = marks.flat_map(|(_, marks)| marks.iter().filter_map(|mark| text.rfind(mark))).max();
+        self.read(&text[last.unwrap_or(0)..])
+    }
+
     /// Takes further text; gives the milestones that it passes, in order.
     pub fn read(&mut self, text: &str) -> Vec<Milestone> {
         let mut passed = Vec::new();
@@ -249,6 +257,17 @@ mod tests {
         assert!(!milestones.trouble().unwrap().is_final);
         milestones.read("Starting containers\n");
         assert_eq!(milestones.trouble(), None);
+    }
+
+    #[test]
+    fn starts_before_the_last_one_are_over() {
+        let before = "Linux version 6.9\napp-compose.json is too large, max size 1\n".repeat(3);
+        let mut milestones = Milestones::default();
+        let passed = milestones.catch_up(&format!("{before}{GOOD}"));
+        assert_eq!((passed.len(), milestones.trouble()), (Milestone::ALL.len(), None));
+        assert_eq!(milestones.catch_up("no start in it\n"), []);
+        milestones.read(&"Linux version 6.9\n".repeat(2));
+        assert_eq!(milestones.trouble().unwrap().said, "the guest started 3 times");
     }
 
     #[test]

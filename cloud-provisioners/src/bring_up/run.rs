@@ -225,8 +225,12 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
             if readable {
                 match self.machine.console(position).await {
                     Ok(said) => {
+                        let passed = match position {
+                            0 => console.catch_up(&said.text),
+                            _ => console.read(&said.text),
+                        };
                         position = said.next;
-                        for milestone in console.read(&said.text) {
+                        for milestone in passed {
                             self.observer.milestone(milestone);
                         }
                     }
