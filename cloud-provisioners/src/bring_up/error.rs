@@ -22,6 +22,16 @@ pub enum Error {
         /// Where to look.
         look: String,
     },
+    /// The KMS served, and then did not answer several times in a row.
+    #[error("the KMS answered for {} s and then no more: {last}", after.as_secs())]
+    FellSilent {
+        /// How long it answered.
+        after: Duration,
+        /// What was seen last.
+        last: String,
+        /// Where to look.
+        look: String,
+    },
     /// The guest cannot get any further.
     #[error("the guest does not start: {said}")]
     Guest {
@@ -87,7 +97,12 @@ impl Error {
     /// Whether the time allowed was over.
     #[must_use]
     pub fn is_late(&self) -> bool {
-        matches!(self, Self::Late { .. } | Self::Node { answer: NodeError::Unreachable(_), .. })
+        matches!(
+            self,
+            Self::Late { .. }
+                | Self::FellSilent { .. }
+                | Self::Node { answer: NodeError::Unreachable(_), .. }
+        )
     }
 
     /// The next step.
@@ -95,7 +110,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let text = match self {
             Self::Machine(error) => return error.hint(),
-            Self::Late { look, .. } => return Some(format!("look at: {look}")),
+            Self::Late { look, .. } | Self::FellSilent { look, .. } => {
+                return Some(format!("look at: {look}"));
+            }
             Self::Guest { remedy, .. } => remedy,
             Self::Node { answer, .. } => refusal_hint(answer.refusal()?)?,
             Self::Unexpected { what: "os_image_hash", .. } => {

@@ -155,17 +155,21 @@ impl FromStr for Exception {
         };
         let (name, time) = text.split_once('=').ok_or_else(expected)?;
         let gate = Gate::ALL.into_iter().find(|gate| gate.name() == name).ok_or_else(expected)?;
-        let (count, unit) = time.split_at_checked(time.len().saturating_sub(1)).ok_or_else(expected)?;
-        let unit = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return Err(expected()),
-        };
-        let count: u64 = count.parse().map_err(|_| expected())?;
-        let seconds = count.checked_mul(unit).filter(|seconds| (1..=604_800).contains(seconds));
-        Ok(Self(gate, Duration::from_secs(seconds.ok_or_else(expected)?)))
+        Ok(Self(gate, time_of(time).ok_or_else(expected)?))
     }
+}
+
+/// A time such as `90s`, `20m` or `2h`, up to a week.
+pub(crate) fn time_of(text: &str) -> Option<Duration> {
+    let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    let seconds = count.parse::<u64>().ok()?.checked_mul(unit)?;
+    (1..=604_800).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
 impl FromIterator<Exception> for Patience {

@@ -37,6 +37,7 @@ mod tests;
 
 pub use console::{Milestone, Milestones, Trouble};
 pub use error::Error;
+pub(crate) use gate::time_of;
 pub use gate::{Exception, Gate, Patience};
 pub use http::HttpNode;
 pub use machine::{ConsoleText, Guest, Machine, Visitors};

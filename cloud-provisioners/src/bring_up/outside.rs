@@ -68,6 +68,8 @@ pub(super) struct World {
     pub(super) name: &'static str,
     pub(super) certificate_evidence: bool,
     pub(super) identity: Option<&'static str>,
+    /// Answers of a KMS that serves, before it hangs.
+    pub(super) answers: Option<u32>,
     pub(super) evidence_is_good: bool,
 }
 
@@ -117,6 +119,7 @@ impl Outside {
             name: "203.0.113.10",
             certificate_evidence: true,
             identity: None,
+            answers: None,
             evidence_is_good: true,
         };
         Self {
@@ -347,6 +350,17 @@ impl Node for Outside {
     async fn meta(&self, _place: &Place, root: Option<&PinnedRoot>) -> Result<Served, NodeError> {
         if let Some(root) = root {
             assert_eq!(root.spki_der(), self.root.0);
+        }
+        let hangs = match &mut self.world().answers {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        if hangs {
+            std::future::pending::<()>().await;
         }
         let tell = |world: &mut World| {
             world.reachable()?;

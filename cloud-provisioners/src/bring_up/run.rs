@@ -9,6 +9,7 @@ use kms_protocol::report_data;
 use kms_protocol::wire::webhook::BootInfo;
 use kms_protocol::wire::{AttestationInfoResponse, BootstrapResponse};
 use ratls::client::PinnedRoot;
+use tokio::time::timeout;
 
 use super::console::{Milestone, Milestones};
 use super::error::Error;
@@ -24,6 +25,10 @@ use crate::patience::{Deadline, Pauses};
 /// Pauses between two looks.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// What a KMS that is well answers within, wherever it is.
+const PROMPT: Duration = Duration::from_secs(1);
+/// Answers missed in a row that are no accident of the network.
+const MISSES: u32 = 3;
 
 /// What the machine must measure, and show in its evidence; hex.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +62,8 @@ pub struct Wanted<'a> {
     pub clients: Vec<IpNet>,
     /// Whether the name must lead to the machine's address, as seen from here.
     pub check_name: bool,
+    /// How long the KMS is asked on once it serves, before clients are let in; zero: not at all.
+    pub watch: Duration,
     /// What must be found.
     pub expected: Expected,
     /// How long to wait for what.
@@ -147,6 +154,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
             self.onboard(&place).await?;
         }
         let mut served = self.serving(&place).await?;
+        self.watch(&place).await?;
         let clients = Visitors::Clients(self.wanted.clients.clone());
         if self.machine.admit(&clients).await? == Guest::StartsAnew {
             // What served before the machine was started anew is not known to serve now.
@@ -468,6 +476,38 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
         self.check_certificate(&served).await?;
         self.observer.reached("the KMS serves under its root");
         Ok(served)
+    }
+
+    /// Asks on: a KMS that waits for its authoriser without an end answers well at first, and falls silent minutes later.
+    async fn watch(&mut self, place: &Place) -> Result<(), Error> {
+        let (State { keys: Some(keys), .. }, false) = (&self.record.state, self.wanted.watch.is_zero())
+        else {
+            return Ok(());
+        };
+        let root = pinned(keys)?;
+        let end = Deadline::within(self.wanted.watch);
+        let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let (mut answered, mut missed) = (Duration::ZERO, 0);
+        while !end.passed() {
+            let last = match timeout(PROMPT, self.node.meta(place, Some(&root))).await {
+                Ok(Ok(_)) => {
+                    (answered, missed) = (end.allowed() - end.left(), 0);
+                    None
+                }
+                Ok(Err(error)) => Some(format!("GetMeta: the KMS {error}")),
+                Err(_late) => Some(format!("GetMeta: no answer within {} s", PROMPT.as_secs())),
+            };
+            if let Some(last) = last {
+                missed += 1;
+                if missed == MISSES {
+                    let look = Gate::Serving.look(&self.machine.console_command());
+                    return Err(Error::FellSilent { after: answered, last, look });
+                }
+            }
+            pauses.pause(end).await;
+        }
+        self.observer.reached(&format!("the KMS answered for {} s", end.allowed().as_secs()));
+        Ok(())
     }
 
     async fn meta(

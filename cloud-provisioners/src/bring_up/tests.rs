@@ -64,6 +64,7 @@ impl Operator {
             operators: vec!["198.51.100.7/32".parse().unwrap()],
             clients: vec!["0.0.0.0/0".parse().unwrap()],
             check_name: true,
+            watch: Duration::ZERO,
             expected: Self::expected(),
             patience: Patience::default(),
             kms_file: &kms_file,
@@ -114,6 +115,26 @@ async fn a_kms_is_brought_up_once() {
         assert_eq!(operator.outside.world().calls, ["deploy", "admit"], "nothing is set up twice");
         operator.check_served();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kms_that_falls_silent_is_not_opened_to_clients() {
+    let operator = Operator::new(false);
+    let watched = |wanted: &mut Wanted<'_>| wanted.watch = Duration::from_secs(600);
+    operator.outside.world().answers = Some(20);
+    let silent = operator.run_with(watched).await.0.unwrap().unwrap_err();
+    assert!(silent.is_late() && silent.hint().unwrap().contains("chain doctor"), "{silent}");
+    let told = silent.to_string();
+    assert!(told.ends_with(" s and then no more: GetMeta: no answer within 1 s"), "{told}");
+    assert!(matches!(operator.outside.world().visitors, Visitors::Operators(_)));
+
+    operator.outside.world().answers = None;
+    let before = tokio::time::Instant::now();
+    let (done, diary) = operator.run_with(watched).await;
+    assert!(!done.unwrap().unwrap().as_before);
+    assert!(before.elapsed() >= Duration::from_secs(600));
+    assert!(diary.reached.contains(&"the KMS answered for 600 s".to_owned()), "{:?}", diary.reached);
+    operator.check_served();
 }
 
 /// Whatever happens at whatever call, the next run ends in the same place.

@@ -1,6 +1,7 @@
 //! `up` and `join`: a KMS from a project folder to serving.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use command_line::{Exit, Failure, confirm, print_line};
@@ -15,7 +16,7 @@ use super::site::{Site, now};
 use super::{GoogleArguments, ProjectArguments, Surroundings, failure};
 use crate::bring_up::{
     Cause, Error, Exception, Expected, Gate, HttpNode, Machine, Measured, Milestone, Observer, Pending,
-    Record, Registrar, Verifier, Wanted, bring_up,
+    Record, Registrar, Verifier, Wanted, bring_up, time_of,
 };
 use crate::gcp_tdx::{GcpMachine, Replace};
 use crate::project::{KeyProvider, check_guest_image};
@@ -122,6 +123,9 @@ struct Common {
     /// Wait longer or shorter: NAME=TIME, such as boot=30m; repeat it for more
     #[arg(long, value_name = "NAME=TIME")]
     wait: Vec<Exception>,
+    /// Ask the KMS on for so long once it serves, such as 10m, and let clients in only when it keeps answering
+    #[arg(long, value_name = "TIME", value_parser = watch)]
+    watch: Option<Duration>,
     /// Answer as JSON
     #[arg(long)]
     json: bool,
@@ -182,6 +186,10 @@ fn operator(text: &str) -> Result<IpNet, String> {
         0 => Err("everybody could set up the KMS; name your own address".to_owned()),
         _ => Ok(network),
     }
+}
+
+fn watch(text: &str) -> Result<Duration, String> {
+    time_of(text).ok_or_else(|| "expected a time such as 90s, 20m or 2h".to_owned())
 }
 
 pub(super) async fn up(arguments: Up, surroundings: &dyn Surroundings) -> Result<(), Failure> {
@@ -335,6 +343,7 @@ async fn carry_out(
         clients: arguments.clients.clone(),
         // The host of a VMM reaches the KMS over loopback, whatever its name leads to.
         check_name: !arguments.no_name_check && arguments.target == Target::Gcp,
+        watch: arguments.watch.unwrap_or_default(),
         expected,
         patience: arguments.wait.iter().copied().collect(),
         kms_file: &kms_file,
