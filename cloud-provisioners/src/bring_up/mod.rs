@@ -32,6 +32,7 @@ mod node;
 mod outside;
 mod record;
 mod run;
+mod serving;
 #[cfg(test)]
 mod tests;
 

@@ -4,31 +4,23 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use kms_protocol::kms_file::{self, KmsFile};
+use kms_protocol::kms_file::KmsFile;
 use kms_protocol::report_data;
 use kms_protocol::wire::webhook::BootInfo;
 use kms_protocol::wire::{AttestationInfoResponse, BootstrapResponse};
-use ratls::client::PinnedRoot;
-use tokio::time::timeout;
 
 use super::console::{Milestone, Milestones};
 use super::error::Error;
 use super::gate::{Gate, Patience};
-use super::http::origin;
 use super::machine::{Guest, Machine, Visitors};
-use super::node::{Authoriser, Front, Node, NodeError, Place, Refusal, Served};
+use super::node::{Authoriser, Front, Node, NodeError, Place, Refusal};
 use super::record::{Keys, Measured, Record, Role, State};
 use super::{Registrar, Verifier};
-use crate::durable;
 use crate::patience::{Deadline, Pauses};
 
 /// Pauses between two looks.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// What a KMS that is well answers within, wherever it is.
-const PROMPT: Duration = Duration::from_secs(1);
-/// Answers missed in a row that are no accident of the network.
-const MISSES: u32 = 3;
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What the machine must measure, and show in its evidence; hex.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,18 +115,18 @@ pub async fn bring_up<M: Machine, N: Node>(
     Run { machine, node, verifier, registrar, wanted, record, observer }.run().await
 }
 
-struct Run<'a, M, N> {
-    machine: &'a mut M,
-    node: &'a N,
-    verifier: &'a dyn Verifier,
-    registrar: &'a dyn Registrar,
-    wanted: &'a Wanted<'a>,
-    record: &'a mut Record,
-    observer: &'a mut dyn Observer,
+pub(super) struct Run<'a, M, N> {
+    pub(super) machine: &'a mut M,
+    pub(super) node: &'a N,
+    pub(super) verifier: &'a dyn Verifier,
+    pub(super) registrar: &'a dyn Registrar,
+    pub(super) wanted: &'a Wanted<'a>,
+    pub(super) record: &'a mut Record,
+    pub(super) observer: &'a mut dyn Observer,
 }
 
 /// A wait that has an end.
-struct Wait {
+pub(super) struct Wait {
     gate: Gate,
     deadline: Deadline,
     pauses: Pauses,
@@ -411,7 +403,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
     }
 
     /// Believes in keys only when evidence binds them, and is evidence of what was deployed.
-    async fn verify_keys(&mut self, made: &BootstrapResponse) -> Result<(), Error> {
+    pub(super) async fn verify_keys(&mut self, made: &BootstrapResponse) -> Result<(), Error> {
         let of = "the bootstrap";
         let k256 = <[u8; 33]>::try_from(made.k256_pubkey.as_slice());
         let k256 = k256.map_err(|error| Error::Evidence { of, source: error.into() })?;
@@ -427,7 +419,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
     }
 
     /// Whether verified evidence is of what was deployed, and of what was said before.
-    fn judge(&self, info: &BootInfo) -> Result<(), Error> {
+    pub(super) fn judge(&self, info: &BootInfo) -> Result<(), Error> {
         let proven = Measured::of(info);
         self.compare(&proven)?;
         if let Some(said) = &self.record.state.measured {
@@ -457,140 +449,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
         Ok(())
     }
 
-    /// Waits until the KMS serves under the root that was verified, and checks what it says.
-    async fn serving(&mut self, place: &Place) -> Result<Served, Error> {
-        let mut wait = self.wait(Gate::Serving);
-        if let Some(source) = &self.wanted.source {
-            let keys = Keys { ca_pubkey: source.ca_pubkey.clone(), k256_pubkey: source.k256_pubkey.clone() };
-            self.record.note(|state| state.keys = Some(keys))?;
-        } else if self.record.state.keys.is_none() {
-            // The answer to Bootstrap was lost, or never ours: the KMS's own record must prove the keys.
-            let served = self.meta(place, None, &mut wait).await?;
-            let made = served.meta.bootstrap_info.ok_or(Error::NotMadeHere)?;
-            self.verify_keys(&made).await?;
-        }
-        let Some(keys) = self.record.state.keys.clone() else { return Err(Error::NotMadeHere) };
-        let root = pinned(&keys)?;
-        let served = self.meta(place, Some(&root), &mut wait).await?;
-        self.check_meta(&served, &keys, &root)?;
-        self.check_certificate(&served).await?;
-        self.observer.reached("the KMS serves under its root");
-        Ok(served)
-    }
-
-    /// Asks on: a KMS that waits for its authoriser without an end answers well at first, and falls silent minutes later.
-    async fn watch(&mut self, place: &Place) -> Result<(), Error> {
-        let (State { keys: Some(keys), .. }, false) = (&self.record.state, self.wanted.watch.is_zero())
-        else {
-            return Ok(());
-        };
-        let root = pinned(keys)?;
-        let end = Deadline::within(self.wanted.watch);
-        let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let (mut answered, mut missed) = (Duration::ZERO, 0);
-        while !end.passed() {
-            let last = match timeout(PROMPT, self.node.meta(place, Some(&root))).await {
-                Ok(Ok(_)) => {
-                    (answered, missed) = (end.allowed() - end.left(), 0);
-                    None
-                }
-                Ok(Err(error)) => Some(format!("GetMeta: the KMS {error}")),
-                Err(_late) => Some(format!("GetMeta: no answer within {} s", PROMPT.as_secs())),
-            };
-            if let Some(last) = last {
-                missed += 1;
-                if missed == MISSES {
-                    let look = Gate::Serving.look(&self.machine.console_command());
-                    return Err(Error::FellSilent { after: answered, last, look });
-                }
-            }
-            pauses.pause(end).await;
-        }
-        self.observer.reached(&format!("the KMS answered for {} s", end.allowed().as_secs()));
-        Ok(())
-    }
-
-    async fn meta(
-        &mut self,
-        place: &Place,
-        root: Option<&PinnedRoot>,
-        wait: &mut Wait,
-    ) -> Result<Served, Error> {
-        loop {
-            match self.node.meta(place, root).await {
-                Ok(served) => return Ok(served),
-                Err(NodeError::Identity(actual)) => {
-                    let expected = format!("issued by the KMS's root for {}", place.domain);
-                    return Err(Error::Unexpected { what: "the certificate", actual, expected });
-                }
-                Err(error) => self.not_yet(wait, &format!("GetMeta: the KMS {error}")).await?,
-            }
-        }
-    }
-
-    fn check_meta(&self, served: &Served, keys: &Keys, root: &PinnedRoot) -> Result<(), Error> {
-        let meta = &served.meta;
-        if meta.is_dev {
-            return Err(Error::Development);
-        }
-        same("k256_pubkey", &hex::encode(&meta.k256_pubkey), &keys.k256_pubkey)?;
-        if !root.is_key_of(&meta.ca_cert).unwrap_or(false) {
-            let actual = "for another key".to_owned();
-            let expected = format!("for the key {}", keys.ca_pubkey);
-            return Err(Error::Unexpected { what: "ca_cert", actual, expected });
-        }
-        if let (None, Some(made)) = (&self.wanted.source, &meta.bootstrap_info) {
-            same("the bootstrap record's ca_pubkey", &hex::encode(&made.ca_pubkey), &keys.ca_pubkey)?;
-            same("the bootstrap record's k256_pubkey", &hex::encode(&made.k256_pubkey), &keys.k256_pubkey)?;
-        }
-        Ok(())
-    }
-
-    /// The evidence in the certificate, where there is some; of a replica it is the only one we see.
-    async fn check_certificate(&mut self, served: &Served) -> Result<(), Error> {
-        let of = "the certificate";
-        let found = self.verifier.certificate(&served.certificate).await;
-        match found.map_err(|source| Error::Evidence { of, source })? {
-            Some(info) => {
-                self.judge(&info)?;
-                self.record.note(|state| state.measured = Some(Measured::of(&info)))?;
-            }
-            None => tracing::warn!("the KMS's certificate carries no evidence (core.attest_rpc_cert)"),
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, place: &Place, served: &Served) -> Result<KmsFile, Error> {
-        let State { keys: Some(keys), measured: Some(measured), .. } = self.record.state.clone() else {
-            return Err(Error::NotMadeHere);
-        };
-        let mut replicas = Vec::new();
-        if let Some(source) = &self.wanted.source {
-            replicas.push(source.url.clone());
-            replicas.extend(source.replicas.iter().cloned());
-        }
-        let url = origin(&place.domain, place.address);
-        replicas.retain(|replica| *replica != url);
-        let file = KmsFile {
-            version: kms_file::VERSION,
-            url,
-            replicas,
-            ca_pubkey: keys.ca_pubkey,
-            ca_cert: served.meta.ca_cert.clone(),
-            k256_pubkey: keys.k256_pubkey,
-            node: kms_file::Node {
-                tee_variant: measured.tee_variant,
-                os_image_hash: measured.os_image_hash,
-                mr_aggregated: measured.mr_aggregated,
-                device_id: measured.device_id,
-                compose_hash: self.wanted.expected.compose_hash.clone(),
-            },
-        };
-        durable::replace(self.wanted.kms_file, &file.encode()?, 0o644)?;
-        Ok(file)
-    }
-
-    fn wait(&self, gate: Gate) -> Wait {
+    pub(super) fn wait(&self, gate: Gate) -> Wait {
         Wait {
             gate,
             deadline: Deadline::within(self.wanted.patience.of(gate)),
@@ -600,7 +459,7 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
     }
 
     /// Pauses before the next look, or ends the wait.
-    async fn not_yet(&mut self, wait: &mut Wait, last: &str) -> Result<(), Error> {
+    pub(super) async fn not_yet(&mut self, wait: &mut Wait, last: &str) -> Result<(), Error> {
         let gate = wait.gate;
         if wait.deadline.passed() {
             let look = match wait.remedy {
@@ -615,17 +474,10 @@ impl<M: Machine, N: Node> Run<'_, M, N> {
     }
 }
 
-fn same(what: &'static str, actual: &str, expected: &str) -> Result<(), Error> {
+pub(super) fn same(what: &'static str, actual: &str, expected: &str) -> Result<(), Error> {
     if actual.eq_ignore_ascii_case(expected) {
         return Ok(());
     }
     let shown = |text: &str| if text.is_empty() { "empty".to_owned() } else { text.to_owned() };
     Err(Error::Unexpected { what, actual: shown(actual), expected: shown(expected) })
-}
-
-fn pinned(keys: &Keys) -> Result<PinnedRoot, Error> {
-    let expected = "a public key, DER in hex";
-    let wrong = || kms_file::Error::Value { name: "ca_pubkey", expected };
-    let spki = hex::decode(&keys.ca_pubkey).map_err(|_| wrong())?;
-    PinnedRoot::from_spki_der(&spki).map_err(|_| Error::File(wrong()))
 }
