@@ -18,14 +18,14 @@ const OTHER_USER: &str = "65534";
 /// Makes a project file by file, in the order of the numbers that `order` prints.
 const MAKE_PROJECT: &str = r#"
     set -eu
-    mkdir -p "$PROJECT/root/sub"
+    mkdir -p "$PROJECT/files/sub"
     cp "$PARTS/bzImage" "$PROJECT/"
-    for i in $($ORDER); do printf 'content of %s' "$i" >"$PROJECT/root/sub/f$i"; done
-    cp "$PARTS/init" "$PROJECT/root/init"
-    chmod u+x "$PROJECT/root/init"
-    ln -s sub/f1 "$PROJECT/root/link"
-    ln "$PROJECT/root/sub/f2" "$PROJECT/root/hard"
-    printf '[image]\ndirectory = "root"\ncompression = "zstd"\n[boot]\nkernel = "bzImage"\ninit = "application"\n' \
+    for i in $($ORDER); do printf 'content of %s' "$i" >"$PROJECT/files/sub/f$i"; done
+    cp "$PARTS/init" "$PROJECT/files/init"
+    chmod u+x "$PROJECT/files/init"
+    ln -s sub/f1 "$PROJECT/files/link"
+    ln "$PROJECT/files/sub/f2" "$PROJECT/files/hard"
+    printf '[image]\ndirectory = "files"\ncompression = "zstd"\n[boot]\nkernel = "bzImage"\ninit = "application"\n' \
         >"$PROJECT/keyferry.toml"
     cd "$PROJECT"
     "$TOOL" build . --output "$OUTPUT"
