@@ -13,7 +13,7 @@ use std::process::Command;
 fn the_artifacts_are_what_the_sources_compile_to() {
     let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).join("contracts");
     if !contracts.join("node_modules/solc").is_dir() {
-        eprintln!("skipped: no compiler; run `npm ci --ignore-scripts` in chain/contracts");
+        eprintln!("skipped: no compiler; run `npm install --ignore-scripts` in chain/contracts");
         return;
     }
     let checked = match Command::new("node").args(["compile.mjs", "--check"]).current_dir(&contracts).output()

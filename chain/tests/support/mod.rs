@@ -24,13 +24,13 @@ pub(crate) fn clock() -> u64 {
     4_000_000_000
 }
 
-/// anvil, as `npm ci --ignore-scripts` in `chain/contracts` installs it, or wherever the command finds it.
+/// anvil, as `npm install --ignore-scripts` in `chain/contracts` installs it, or wherever the command finds it.
 pub(crate) fn anvil() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("contracts/node_modules");
     let installed = in_node_modules(&installed).into_iter().find(|it| it.is_file());
     let found = installed.or_else(|| find_anvil(|name| std::env::var_os(name)));
     if found.is_none() {
-        eprintln!("skipped: no anvil; run `npm ci --ignore-scripts` in chain/contracts");
+        eprintln!("skipped: no anvil; run `npm install --ignore-scripts` in chain/contracts");
     }
     found
 }
