@@ -26,7 +26,7 @@ pub use file_server::serve_file;
 pub use images::{kernel, static_agent};
 pub use kms_machine::{Hold, KmsMachine, Setup, free_port};
 pub use machine::{Guest, Machine};
-pub use process::{Daemon, Finished, finish, run};
+pub use process::{Daemon, Finished, answer, finish, run};
 pub use programs::program;
 pub use readme::{readme_blocks, shell_blocks};
 pub use relay::Recorder;

@@ -56,6 +56,17 @@ pub fn finish(mut command: Command, deadline: Duration) -> Finished {
     Finished { code, stdout, stderr }
 }
 
+/// Runs a command to its end, which must be a good one, and gives what it answered.
+///
+/// # Panics
+/// As [`run`], and when it fails.
+pub fn answer(command: Command, deadline: Duration) -> String {
+    let shown = format!("{command:?}");
+    let finished = finish(command, deadline);
+    assert_eq!(finished.code, Some(0), "{shown}: {}", finished.stderr);
+    finished.stdout
+}
+
 /// A daemon of this workspace, ended when dropped.
 #[derive(Debug)]
 pub struct Daemon {

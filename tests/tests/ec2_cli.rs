@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::aws::{Aws, Call, Fault};
-use e2e::{Finished, finish, program, shell_blocks};
+use e2e::{Finished, answer, finish, program, shell_blocks};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -53,9 +53,7 @@ impl Operator {
     }
 
     fn done(&self, directory: &Path, arguments: &[&str]) -> String {
-        let finished = self.run(directory, arguments);
-        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
-        finished.stdout
+        answer(self.command(directory, arguments), DEADLINE)
     }
 
     /// Runs a script of the project with these variables.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use e2e::google::{Fault, Google};
-use e2e::{Finished, Variation, finish, program, start_kms};
+use e2e::{Finished, Variation, answer, finish, program, start_kms};
 use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -46,9 +46,7 @@ impl Operator {
     }
 
     fn done(&self, directory: &Path, arguments: &[&str]) -> String {
-        let finished = self.run(directory, arguments);
-        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
-        finished.stdout
+        answer(self.command(directory, arguments), DEADLINE)
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use e2e::google::{Fault, Google};
-use e2e::{Finished, KmsMachine, finish, program};
+use e2e::{Finished, KmsMachine, answer, finish, program};
 use kms_protocol::kms_file::KmsFile;
 use tempfile::TempDir;
 
@@ -67,9 +67,7 @@ impl Operator {
     }
 
     fn done(&self, directory: &Path, arguments: &[&str]) -> String {
-        let finished = self.run(directory, arguments);
-        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
-        finished.stdout
+        answer(self.command(directory, arguments), DEADLINE)
     }
 }
 
@@ -111,13 +109,16 @@ fn a_kms_comes_up_a_second_node_joins_and_nothing_is_left() {
     let operator = Operator::new();
     let (first, machine) = operator.project("kms-a", None);
     let (own, clients) = (texts(&machine), ["--clients", "203.0.113.0/24"]);
-    let up = operator.run(&first, &arguments(&["up"], &own, &clients));
+    let watched = [&clients[..], &["--watch", "1s"]].concat();
+    let up = operator.run(&first, &arguments(&["up"], &own, &watched));
     assert_eq!(up.code, Some(0), "{}", up.stderr);
     let file = kms_file(&first);
     assert_eq!(file.url, format!("https://localhost:{}", machine.port));
     assert!(up.stdout.contains(&file.k256_pubkey) && up.stdout.contains("written to "), "{}", up.stdout);
     assert_eq!(file.node.os_image_hash, machine.image_hash());
-    for told in ["(costs money)", "keyferry chain add-kms 0x", "the evidence binds the keys"] {
+    for told in
+        ["(costs money)", "keyferry chain add-kms 0x", "the evidence binds the keys", "answered for 1 s"]
+    {
         assert!(up.stderr.contains(told), "{told}: {}", up.stderr);
     }
     assert_eq!(

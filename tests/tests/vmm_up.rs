@@ -11,7 +11,7 @@ use std::time::Duration;
 use cloud_provisioners::project::Project;
 use e2e::serve::{Answer, Server};
 use e2e::vmm::{Fault, Vmm};
-use e2e::{Contracts, Finished, KmsMachine, Setup, TdxHost, finish, free_port, program};
+use e2e::{Contracts, Finished, KmsMachine, Setup, TdxHost, answer, finish, free_port, program};
 use kms_protocol::kms_file::KmsFile;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -76,9 +76,7 @@ impl Operator {
     }
 
     fn done(&self, directory: &Path, arguments: &[&str]) -> String {
-        let finished = self.run(directory, arguments);
-        assert_eq!(finished.code, Some(0), "{arguments:?}: {}", finished.stderr);
-        finished.stdout
+        answer(self.command(directory, arguments), DEADLINE)
     }
 
     /// Methods that change something, as far as they were called.
